@@ -18,7 +18,12 @@ UV_VERSION := 0.13.8
 MADE := $(VENV)/made-by-$(subst /,-,$(PYTHON))-uv-$(UV_VERSION)
 
 # `--upgrade` brings an old environment to exactly what a fresh one would get on the pinned date.
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --upgrade --editable '.[cli]'
+UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --upgrade --editable '.[cli]'
+
+# uv trusts the authorities that it ships: a bare machine may know none, one behind a private
+# authority needs its own.
+install = $(UV_INSTALL) $(1) || { echo 'Once more, with the certificates of this machine'; \
+  $(UV_INSTALL) $(1) --system-certs; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -46,9 +51,9 @@ types: $(VENV)/ready-dev ## check the types
 	@$(BIN)/mypy
 
 layers: $(VENV)/ready-dev ## check who imports whom
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
-check: test lint types layers ## all four
+check: test lint types layers ## test, lint, types and layers
 
 bench: $(VENV)/ready-bench ## compare with raw py-lmdb, in a minute
 	@$(BIN)/python bench/quick.py $(BENCH_ARGS)
@@ -75,15 +80,15 @@ $(MADE):
 
 $(VENV)/ready-demo: $(MADE) pyproject.toml
 	@echo 'Installing kvsage'
-	@$(INSTALL)
+	@$(call install,)
 	@touch $@
 
 $(VENV)/ready-dev: $(MADE) pyproject.toml
 	@echo 'Installing kvsage and what its development needs'
-	@$(INSTALL) --group dev
+	@$(call install,--group dev)
 	@touch $@
 
 $(VENV)/ready-bench: $(MADE) pyproject.toml
 	@echo 'Installing kvsage and its peers'
-	@$(INSTALL) --group bench
+	@$(call install,--group bench)
 	@touch $@
