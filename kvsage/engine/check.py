@@ -1,0 +1,226 @@
+"""``verify``: every byte of the log that holds commits is read and checked.
+
+It reads what was committed when it began; writers go on meanwhile. ``deep`` also checks that the
+index says exactly what the log says: every row leads to its entry, every key leads to its newest
+entry, contents are whole and their references counted right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from kvsage.engine.content import content_hash, decode_content
+from kvsage.engine.engine import Mismatch
+from kvsage.errors import CorruptionError
+from kvsage.index.contents import decode_content_row
+from kvsage.index.env import LmdbError, Txn
+from kvsage.index.expiry import expiry_key
+from kvsage.index.keydir import SYSTEM, Row, decode_row
+from kvsage.index.segments import Meta, SegmentRow, all_segments, get_meta
+from kvsage.log.format import (
+    BATCH_BYTES,
+    CONTENT,
+    CONTENT_KEY,
+    CONTENT_REF,
+    DELETE,
+    IS_CONTENT,
+    KINDS,
+    PUT,
+    FileKind,
+    decode_entry,
+    split_entries,
+)
+from kvsage.log.reader import Batch, SegmentReader
+from kvsage.log.segment import read_header
+from kvsage.types import Problem, VerifyReport
+
+if TYPE_CHECKING:
+    from kvsage.engine.engine import Engine
+
+
+def verify(engine: Engine, *, deep: bool) -> VerifyReport:
+    """Read and check the whole log, and with ``deep`` the index against it."""
+    with engine.index.reading() as txn:
+        return Check(engine, txn, deep=deep).run()
+
+
+class Check:
+    """One run, over one read transaction."""
+
+    def __init__(self, engine: Engine, txn: Txn, *, deep: bool) -> None:
+        self._engine = engine
+        self._txn = txn
+        self._deep = deep
+        self._problems: list[Problem] = []
+        self._segments = self._batches = self._entries = self._bytes = 0
+        self._newest: dict[bytes, tuple[int, int, int, int]] = {}  # key: seq, segment, offset, kind
+        self._live_bytes: Counter[int] = Counter()
+        self._entry_bytes: Counter[int] = Counter()
+
+    def run(self) -> VerifyReport:
+        """The report."""
+        meta = get_meta(self._txn)
+        assert meta is not None
+        rows = list(all_segments(self._txn))
+        for segment, row in rows:
+            end = meta.offset if segment == meta.segment else row.end
+            try:
+                self._file(segment, row, end, meta)
+            except FileNotFoundError:
+                self._problem("a file of the log is missing", segment, 0)
+        if self._deep:
+            try:
+                self._rows()
+                self._contents()
+                self._expiry()
+            except LmdbError as error:
+                self._problem(f"the index cannot be read: {error}")
+            self._accounts(rows)
+        return VerifyReport(
+            tuple(self._problems),
+            self._segments,
+            self._batches,
+            self._entries,
+            self._bytes,
+            self._deep,
+        )
+
+    def _problem(
+        self, message: str, segment: int | None = None, offset: int | None = None, key: bytes = b""
+    ) -> None:
+        keys = (key.decode("utf-8", "backslashreplace"),) if key else ()
+        self._problems.append(Problem(message, segment, offset, keys=keys))
+
+    # -- the log ----------------------------------------------------------------------------
+
+    def _file(self, segment: int, row: SegmentRow, end: int, meta: Meta) -> None:
+        engine = self._engine
+        fd = engine.files.fd(segment)
+        self._segments += 1
+        self._bytes += end
+        found = read_header(engine.disk, fd, engine.identity.uuid)
+        if found is None or found[0].segment != segment:
+            self._problem("the header does not check", segment, 0)
+            return
+        header, chain, offset = found
+        reader = SegmentReader(engine.disk, fd, segment, engine.salt)
+        seq = header.after_seq
+        while offset < end:
+            for batch in reader.batches(offset, chain, seq, end):
+                self._batch(segment, batch, row.kind)
+                offset, chain, seq = batch.end, batch.header.checksum, batch.header.seq
+            if offset >= end:
+                break
+            behind = next((b for b in reader.later_batches(offset) if b.offset < end), None)
+            upto = end if behind is None else behind.offset
+            self._problems.append(Problem("a batch does not check", segment, offset, upto - offset))
+            if behind is None:
+                return
+            offset, chain, seq = behind.offset, behind.header.chain, behind.header.seq - 1
+        if segment == meta.segment and (offset, chain, seq) != (meta.offset, meta.chain, meta.seq):
+            self._problem("the log does not end where the index says", segment, offset)
+
+    def _batch(self, segment: int, batch: Batch, kind: int) -> None:
+        self._batches += 1
+        self._entry_bytes[segment] += batch.header.length
+        at = batch.offset + BATCH_BYTES
+        try:
+            for offset, framed in split_entries(batch.body, batch.header.count):
+                self._entry(segment, at + offset, framed, batch, kind)
+        except CorruptionError as error:
+            self._problem(str(error), segment, batch.offset)
+
+    def _entry(self, segment: int, at: int, framed: bytes, batch: Batch, kind: int) -> None:
+        self._entries += 1
+        entry = decode_entry(framed)
+        if entry is None or entry.kind not in KINDS:
+            self._problem("an entry does not check", segment, at)
+            return
+        if kind == FileKind.SEGMENT and entry.seq != batch.header.seq:
+            self._problem("an entry bears another number than its batch", segment, at, entry.key)
+        if entry.kind == CONTENT:
+            try:
+                raw = decode_content(entry.flags, entry.value)
+            except CorruptionError as error:
+                self._problem(str(error), segment, at)
+            else:
+                if content_hash(raw) != entry.key[:16]:
+                    self._problem("a content is not what its hash says", segment, at)
+        elif self._deep and entry.kind in {PUT, DELETE}:
+            known = self._newest.get(entry.key)
+            if known is None or known[0] <= entry.seq:
+                self._newest[entry.key] = (entry.seq, segment, at, entry.kind)
+
+    # -- the index against it ---------------------------------------------------------------
+
+    def _rows(self) -> None:
+        """Every row leads to the newest entry of its key, and every newest entry has its row."""
+        index = self._engine.index
+        self._references: Counter[bytes] = Counter()
+        for db, kind in ((index.keydir, PUT), (index.system, PUT), (index.tombstones, DELETE)):
+            for key, data in self._txn.cursor(db):
+                row = decode_row(data)
+                self._live_bytes[row.segment] += row.length
+                newest = self._newest.pop(key, None)
+                if newest != (row.seq, row.segment, row.offset, kind):
+                    self._problem("a row is not the key's newest entry", *row[:2], key)
+                self._row(key, row)
+        for key, (_, segment, offset, kind) in self._newest.items():
+            what = "system" if key[0] == SYSTEM else "keydir" if kind == PUT else "tombstones"
+            self._problem(f"a key's newest entry is missing from {what}", segment, offset, key)
+
+    def _row(self, key: bytes, row: Row) -> None:
+        try:
+            entry = self._engine.read_entry(key, row)
+        except Mismatch:
+            self._problem("a row does not lead to its entry", row.segment, row.offset, key)
+            return
+        if (entry.flags, entry.expires_ms) != (row.flags, row.expires_ms):
+            self._problem("a row says other than its entry", row.segment, row.offset, key)
+        if entry.kind == PUT and entry.flags & IS_CONTENT:
+            if len(entry.value) == CONTENT_REF.size:
+                self._references[entry.value[: CONTENT_KEY.size]] += 1
+            else:
+                self._problem("a reference has a wrong length", row.segment, row.offset, key)
+
+    def _contents(self) -> None:
+        """Every content leads to its entry and counts its references."""
+        references = self._references
+        for key, data in self._txn.cursor(self._engine.index.contents):
+            row = decode_content_row(data)
+            self._live_bytes[row.segment] += row.length
+            where = (row.segment, row.offset)
+            count = references.pop(key, 0)
+            if count != row.references:
+                self._problem(f"a content has {count} references, not {row.references}", *where)
+            try:
+                entry = self._engine.read_entry(key, row)
+            except Mismatch:
+                self._problem("a content's row does not lead to it", *where)
+                continue
+            if entry.kind != CONTENT:
+                self._problem("a content's row leads to something else", *where)
+        for key in references:
+            self._problem(f"the content {key[:16].hex()} is missing")
+
+    def _expiry(self) -> None:
+        """The expiry index holds exactly the rows that expire."""
+        index = self._engine.index
+        there = {key for key, _ in self._txn.cursor(index.expiry)}
+        for key, data in self._txn.cursor(index.keydir):
+            row = decode_row(data)
+            if row.expires_ms:
+                expiry = expiry_key(row.expires_ms, key)
+                if expiry not in there:
+                    self._problem("an expiry is missing", row.segment, row.offset, key)
+                there.discard(expiry)
+        for expiry in there:
+            self._problem("an expiry belongs to no key", key=expiry[8:])
+
+    def _accounts(self, rows: list[tuple[int, SegmentRow]]) -> None:
+        """Dead bytes are what is not live."""
+        for segment, row in rows:
+            dead = self._entry_bytes[segment] - self._live_bytes[segment]
+            if not self._problems and dead != row.dead_bytes:
+                self._problem(f"{row.dead_bytes} dead bytes are counted; there are {dead}", segment)

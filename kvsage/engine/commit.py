@@ -1,0 +1,366 @@
+"""The commit: how operations become a batch in the log and rows in the index.
+
+The order of things, and why:
+
+1. Pass the writer gate. Nobody else writes until the end.
+2. Begin the index's write transaction and read where the log ends.
+3. If the log holds a batch past that end, its writer died before it could index it: apply it.
+4. Make room with written zeros, sealing the segment and beginning a new one when it is full.
+5. Apply the operations to the index transaction; nobody sees it yet.
+6. Write the batch at the tail. From its first byte on, another process would apply it.
+7. ``full``: flush the log. THE COMMIT POINT: from here on the batch survives a power cut.
+8. Commit the index transaction, without a flush: now it is visible. Durable before visible.
+
+Whatever goes wrong between 6 and 8, an interrupt included, the batch is either found committed or
+made void (its header zeroed and flushed) before anybody else can enter. A flush that failed poisons
+the store: what the disk holds is no longer known, so nobody builds on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from kvsage.engine.content import Content, compress, hold, release
+from kvsage.engine.recovery import adopt, begin_segment, mark_used
+from kvsage.errors import KvsageError, PoisonedError, ValueTooLargeError
+from kvsage.index.contents import ContentRow, decode_content_row, encode_content_row
+from kvsage.index.env import LmdbError, MapFull, Txn
+from kvsage.index.keydir import CONTENT_ROOT, ROW, SYSTEM, set_deleted, set_live
+from kvsage.index.segments import (
+    META,
+    META_KEY,
+    Meta,
+    add_dead,
+    get_meta,
+    put_meta,
+)
+from kvsage.log.format import (
+    BATCH_BODY_MAX,
+    BATCH_BYTES,
+    BATCH_MAGIC,
+    BATCH_MAGIC_BYTES,
+    BATCH_REST,
+    BATCH_ZERO,
+    BYTES,
+    CONTENT,
+    CONTENT_HEAD,
+    CONTENT_KEY,
+    CONTENT_REF,
+    DELETE,
+    ENTRY_BODY,
+    ENTRY_BYTES,
+    IS_CONTENT,
+    MAGIC_OFFSET,
+    PLACE_BITS,
+    PUT,
+)
+from kvsage.log.writer import make_room
+
+if TYPE_CHECKING:
+    from kvsage.engine.engine import Engine
+
+# What an operation requires of its key; a version requires the entry with that seq.
+ANYTHING, ABSENT, PRESENT = 0, -1, -2
+
+CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
+SETTLE_TRIES = 100
+
+
+class Operation(NamedTuple):
+    """One change of one key.
+
+    Attributes:
+        key: the key's bytes.
+        kind: PUT or DELETE.
+        flags: of the entry.
+        expires_ms: when it expires, or 0.
+        value: the value's bytes; empty for a DELETE, and where ``content`` holds it.
+        content: the value, where it is stored once by hash.
+        require: ANYTHING, ABSENT, PRESENT, or the seq of the entry that must be there.
+    """
+
+    key: bytes
+    kind: int
+    flags: int
+    expires_ms: int = 0
+    value: bytes = b""
+    content: Content | None = None
+    require: int = ANYTHING
+
+    @property
+    def room(self) -> int:
+        """At most so many bytes of log."""
+        content = self.content
+        extra = 0 if content is None else CONTENT_OVERHEAD + len(content.raw)
+        return ENTRY_BYTES + len(self.key) + len(self.value) + extra
+
+
+class Committer:
+    """Commits for one engine. All of it runs behind the writer gate."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._fresh: dict[bytes, bytes] = {}  # contents of the batch being built, by content key
+
+    def commit(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
+        """Commit the operations whose requirement holds, as one batch; which of them did.
+
+        Raises:
+            StoreLockedError, StoreFullError, StoreUnavailableError, PoisonedError,
+            ValueTooLargeError: none of it was kept.
+        """
+        engine = self._engine
+        engine.gate.refuse_nested()
+        try:
+            engine.gate.enter()
+            return self.commit_inside(operations, full=full)
+        finally:
+            engine.gate.leave()  # not necessarily the gate of two lines above: a fork makes another
+
+    def keep_content(self, content: Content, *, full: bool) -> bytes:
+        """Let a content be held by its own address, if it is not yet; its content key."""
+        engine = self._engine
+        engine.gate.refuse_nested()
+        try:
+            engine.gate.enter()
+            self.commit_inside((), full=full)  # what a dead writer left counts too
+            with engine.index.reading() as txn:
+                key = self._content_key(txn, content)
+                if txn.get(CONTENT_ROOT + key, None, engine.index.system) is not None:
+                    return key
+            operation = Operation(CONTENT_ROOT + key, PUT, BYTES, content=content)
+            self.commit_inside((operation,), full=full)
+            return key
+        finally:
+            engine.gate.leave()
+
+    def _content_key(self, txn: Txn, content: Content) -> bytes:
+        """The content key that a content has, or would get."""
+        number = 0
+        while True:
+            key = CONTENT_KEY.pack(content.hash, number)
+            data = txn.get(key, None, self._engine.index.contents)
+            if data is None or self._same(key, decode_content_row(data), content):
+                return key
+            number += 1
+
+    def commit_inside(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
+        """``commit`` for who is inside the gate already."""
+        if len(operations) == 1:
+            room = BATCH_BYTES + operations[0].room
+        else:
+            room = BATCH_BYTES + sum(operation.room for operation in operations)
+        if room > BATCH_BODY_MAX:
+            raise ValueTooLargeError(
+                f"one commit of {room} bytes; at most {BATCH_BODY_MAX} go together: split it"
+            )
+        while True:
+            try:
+                return self._attempt(operations, room, full=full)
+            except MapFull:
+                self._engine.index.grow()
+            except LmdbError as error:
+                raise self._engine.index.error(error, "committing") from error
+
+    def _attempt(self, operations: Sequence[Operation], room: int, *, full: bool) -> list[bool]:
+        engine = self._engine
+        disk, index = engine.disk, engine.index
+        txn = index.begin_write()
+        try:
+            meta, changed = self.prepare(txn, room)
+            segment, tail, _, chain, seq, flushed_seq, timeline, epoch, _ = meta
+            seq += 1
+            dead: dict[int, int] = {}
+            entries: list[bytes] = []
+            results = self._apply(txn, operations, entries, (segment, tail, seq), dead)
+            if not entries:
+                if changed:
+                    put_meta(txn, meta)
+                    txn.commit()
+                return results
+            if dead:
+                add_dead(txn, dead)
+            body = entries[0] if len(entries) == 1 else b"".join(entries)
+            now_ms = int(engine.clock() * 1000)
+            # Flat for speed: log.format.encode_batch says the same in a function and a tuple more.
+            rest = (
+                BATCH_REST.pack(
+                    BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain
+                )
+                + body
+            )
+            checksum = xxh3_64_intdigest(rest, engine.salt ^ (segment << PLACE_BITS | tail))
+            end = tail + BATCH_BYTES + len(body)
+            if full:
+                flushed_seq = seq
+            txn.put(
+                META_KEY,
+                META.pack(segment, end, tail, checksum, seq, flushed_seq, timeline, epoch, 0),
+            )
+            fd = engine.files.fds[segment]
+            stage = "writing"
+            try:
+                disk.write(fd, (checksum.to_bytes(8, "little"), rest), tail)
+                if full:
+                    stage = "flushing"
+                    disk.sync_data(fd)
+                    stage = "committing"
+                txn.commit()
+            except BaseException as error:
+                self._settle(txn, fd, (segment, tail, seq), stage, error)
+                raise
+            return results
+        finally:
+            txn.abort()  # nothing after a commit
+            if self._fresh:
+                self._fresh.clear()
+
+    def prepare(self, txn: Txn, room: int) -> tuple[Meta, bool]:
+        """Where the next batch goes, with ``room`` bytes there; whether the log was ahead.
+
+        Raises:
+            PoisonedError: a flush has failed.
+        """
+        engine = self._engine
+        meta = get_meta(txn)
+        assert meta is not None, "an index is only ever opened built"
+        if meta.poisoned or engine.poisoned:
+            raise PoisonedError(
+                "a flush to disk failed earlier, so nothing is written until every process has "
+                "closed the store and one has opened it again"
+            )
+        if not engine.used:
+            mark_used(engine)
+        changed = False
+        fd = engine.files.fds.get(meta.segment) or engine.files.fd(meta.segment)
+        ahead = engine.disk.read(fd, 4, meta.offset + MAGIC_OFFSET)
+        if ahead == BATCH_MAGIC_BYTES or len(ahead) < 4:  # noqa: PLR2004  # the magic's length
+            # Bytes of a batch, or the end of the file, which a writer that died may have sealed.
+            after = adopt(engine, txn, meta)
+            meta, changed = after, after != meta
+        if meta.offset + room > engine.options.segment_bytes_max and meta.last:
+            meta, changed = begin_segment(engine, txn, meta), True
+        fd = engine.files.fds.get(meta.segment) or engine.files.fd(meta.segment)
+        if meta.offset + room > engine.allocated.get(meta.segment, 0):
+            engine.allocated = {
+                meta.segment: make_room(
+                    engine.disk, fd, meta.offset + room, engine.options.segment_bytes_max
+                )
+            }
+        return meta, changed
+
+    # -- applying ---------------------------------------------------------------------------
+
+    def _apply(
+        self,
+        txn: Txn,
+        operations: Sequence[Operation],
+        entries: list[bytes],
+        at: tuple[int, int, int],
+        dead: dict[int, int],
+    ) -> list[bool]:
+        """Rows for the operations, their framed entries into ``entries``; which took place."""
+        engine = self._engine
+        index = engine.index
+        segment, tail, seq = at
+        offset = tail + BATCH_BYTES
+        results = []
+        for operation in operations:
+            key, kind, flags, expires_ms, value, content, require = operation
+            if require and not self._holds(txn, key, require):
+                results.append(False)
+                continue
+            if content is not None:
+                value, framed = self._place(txn, content, (segment, offset, seq))
+                flags |= IS_CONTENT
+                if framed:
+                    entries.append(framed)
+                    offset += len(framed)
+            rest = ENTRY_BODY.pack(seq, expires_ms, len(value), len(key), kind, flags) + key + value
+            entry = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
+            row = (segment, offset, len(entry), seq, expires_ms, flags)
+            set_row = set_live if kind == PUT else set_deleted
+            old = set_row(index, txn, key, row, dead)
+            if old is not None and old[5] & IS_CONTENT:
+                release(engine, txn, key, old, dead)
+            entries.append(entry)
+            offset += len(entry)
+            results.append(True)
+        return results
+
+    def _holds(self, txn: Txn, key: bytes, require: int) -> bool:
+        """Whether the key is as the operation requires; what expired is absent."""
+        index = self._engine.index
+        data = txn.get(key, None, index.system if key[0] == SYSTEM else index.keydir)
+        if data is not None:
+            _, _, _, seq, expires_ms, _ = ROW.unpack(data)
+            if expires_ms and expires_ms <= self._engine.clock() * 1000:
+                data = None
+            elif require > 0:
+                return bool(seq == require)
+        return (data is None) if require == ABSENT else data is not None and require == PRESENT
+
+    def _place(self, txn: Txn, content: Content, at: tuple[int, int, int]) -> tuple[bytes, bytes]:
+        """One more reference to a content: the reference, and its framed entry where it is new."""
+        index = self._engine.index
+        key = self._content_key(txn, content)
+        reference = key + CONTENT_HEAD.pack(len(content.raw))
+        if hold(index, txn, key):
+            return reference, b""
+        segment, offset, seq = at
+        flags, stored = content.flags, content.stored
+        if flags is None:  # the one it was found equal to has gone meanwhile
+            flags, stored = compress(content.raw, self._engine.options.compression_level)
+        value = CONTENT_HEAD.pack(len(content.raw)) + stored
+        rest = ENTRY_BODY.pack(seq, 0, len(value), len(key), CONTENT, flags) + key + value
+        framed = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
+        new = ContentRow(segment, offset, len(framed), seq, len(content.raw), 1)
+        txn.put(key, encode_content_row(new), db=index.contents)
+        self._fresh[key] = content.raw
+        return reference, framed
+
+    def _same(self, key: bytes, row: ContentRow, content: Content) -> bool:
+        """Whether the bytes are equal, whatever their hashes say."""
+        if row.raw_length != len(content.raw):
+            return False
+        if content.equal_to == (row.segment, row.offset):
+            return True
+        raw = self._fresh.get(key)
+        return (raw if raw is not None else self._engine.raw_content(key, row)) == content.raw
+
+    # -- when it goes wrong -----------------------------------------------------------------
+
+    def _settle(
+        self, txn: Txn, fd: int, at: tuple[int, int, int], stage: str, error: BaseException
+    ) -> None:
+        """Decide the fate of a batch that may or may not be in the log: committed, or void.
+
+        An interrupt may come at any point, here too; it is held back until the fate is decided.
+        """
+        segment, tail, seq = at
+        engine = self._engine
+        failed = isinstance(error, KvsageError) and stage == "flushing"
+        for _ in range(SETTLE_TRIES):
+            try:
+                txn.abort()
+                with engine.index.reading() as view:
+                    meta = get_meta(view)
+                if meta is not None and meta.seq >= seq:
+                    return  # the interrupt came after the commit
+                try:
+                    engine.disk.write(fd, (BATCH_ZERO,), tail)
+                    engine.disk.sync_data(fd)
+                except KvsageError:
+                    failed = True
+                if failed:
+                    engine.poison()
+                return
+            except KeyboardInterrupt:
+                continue
+            except KvsageError:
+                engine.poisoned = True
+                return
+        engine.poisoned = True

@@ -1,0 +1,193 @@
+"""Content: bytes that are stored once, however many keys hold them.
+
+A content is found by the xxh3_128 of its raw bytes. That hash is quick and can be collided on
+purpose, so it only ever proposes: two contents are one when their bytes are equal. What this
+process stored or loaded lately is compared from a bounded cache, anything else by reading it back.
+Contents that differ and share a hash are kept side by side, numbered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from struct import error as struct_error
+from typing import TYPE_CHECKING, NamedTuple
+
+import zstandard
+from xxhash import xxh3_128_digest
+
+from kvsage.errors import CorruptionError
+from kvsage.index.contents import decode_content_row, encode_content_row
+from kvsage.index.env import Index, Txn
+from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
+
+if TYPE_CHECKING:
+    from kvsage.engine.engine import Engine
+
+CACHE_BYTES_MAX = 16 << 20
+CACHED_BYTES_MAX = 1 << 20  # one content this large or larger is not worth what it would push out
+WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may ask for more
+
+_local = threading.local()
+
+
+def compress(raw: bytes, level: int) -> tuple[int, bytes]:
+    """How ``raw`` is best stored, and the bytes to store."""
+    compressors = _local.__dict__.setdefault("compressors", {})
+    compressor = compressors.get(level)
+    if compressor is None:  # a context is dear to make and may not be shared between threads
+        compressor = compressors[level] = zstandard.ZstdCompressor(level=level)
+    stored = compressor.compress(raw)
+    return (STORED_ZSTD, stored) if len(stored) < len(raw) else (STORED_RAW, raw)
+
+
+def decompress(flags: int, stored: bytes | memoryview, raw_length: int) -> bytes:
+    """The raw bytes.
+
+    Raises:
+        CorruptionError: the stored bytes are not ``raw_length`` bytes of content. A frame that
+            declares anything else is refused before memory is taken for it.
+    """
+    if flags == STORED_RAW:
+        raw = bytes(stored)
+    elif flags == STORED_ZSTD:
+        try:
+            if zstandard.frame_content_size(stored) != raw_length:
+                raise CorruptionError("a content's frame declares another length than its record")
+            decompressor = getattr(_local, "decompressor", None)
+            if decompressor is None:
+                decompressor = _local.decompressor = zstandard.ZstdDecompressor(
+                    max_window_size=1 << WINDOW_LOG_MAX
+                )
+            raw = decompressor.decompress(stored)
+        except zstandard.ZstdError as error:
+            raise CorruptionError("a content's frame cannot be decompressed") from error
+    else:
+        raise CorruptionError(f"a content is stored in an unknown way ({flags})")
+    if len(raw) != raw_length:
+        raise CorruptionError("a content has another length than its record says")
+    return raw
+
+
+def decode_content(flags: int, value: bytes) -> bytes:
+    """The raw bytes that a CONTENT entry holds.
+
+    Raises:
+        CorruptionError: it holds something else.
+    """
+    if len(value) < CONTENT_HEAD.size:
+        raise CorruptionError("a content entry is too short")
+    (raw_length,) = CONTENT_HEAD.unpack_from(value)
+    return decompress(flags, memoryview(value)[CONTENT_HEAD.size :], raw_length)
+
+
+class Content(NamedTuple):
+    """Bytes on their way into a commit.
+
+    Attributes:
+        hash: xxh3_128 of them.
+        raw: the bytes.
+        flags: how they are stored, or None while nobody has compressed them, because a content
+            with the same hash was there.
+        stored: what is stored.
+        equal_to: where a content lies that was found equal (file id and offset), or None.
+    """
+
+    hash: bytes
+    raw: bytes
+    flags: int | None
+    stored: bytes
+    equal_to: tuple[int, int] | None
+
+
+def content_hash(raw: bytes) -> bytes:
+    """The hash by which a content is found."""
+    return xxh3_128_digest(raw)
+
+
+def address_of(content_key: bytes) -> str:
+    """The address that a caller knows a content by."""
+    digest, number = CONTENT_KEY.unpack(content_key)
+    return f"{digest.hex()}-{number}" if number else digest.hex()
+
+
+def content_key_of(address: str) -> bytes | None:
+    """The content key of an address; None where it is no address."""
+    digest, dash, number = address.partition("-")
+    canonical = len(digest) == 32 and digest == digest.lower()  # noqa: PLR2004  # hex digits
+    if not canonical or (dash and not (number.isascii() and number.isdecimal())):
+        return None
+    try:
+        key = CONTENT_KEY.pack(bytes.fromhex(digest), int(number) if dash else 0)
+    except (ValueError, OverflowError, struct_error):
+        return None
+    return key if address_of(key) == address else None
+
+
+class RawCache:
+    """Raw bytes of contents used lately, by content key; bounded, the oldest use goes first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards both
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """The bytes, if they are here."""
+        with self._lock:
+            raw = self._kept.get(key)
+            if raw is not None:
+                self._kept.move_to_end(key)
+            return raw
+
+    def put(self, key: bytes, raw: bytes) -> None:
+        """Keep the bytes for a while."""
+        if len(raw) >= CACHED_BYTES_MAX:
+            return
+        with self._lock:
+            before = self._kept.pop(key, b"")
+            self._kept[key] = raw
+            self._bytes += len(raw) - len(before)
+            while self._bytes > CACHE_BYTES_MAX:
+                _, gone = self._kept.popitem(last=False)
+                self._bytes -= len(gone)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+
+# -- counting references, inside a commit -------------------------------------------------------
+
+
+def hold(index: Index, txn: Txn, content_key: bytes) -> bool:
+    """One reference more; whether the content is there."""
+    data = txn.get(content_key, None, index.contents)
+    if data is None:
+        return False
+    row = decode_content_row(data)
+    more = row._replace(references=row.references + 1)
+    txn.put(content_key, encode_content_row(more), db=index.contents)
+    return True
+
+
+def release(
+    engine: Engine, txn: Txn, key: bytes, old: tuple[int, ...], dead: dict[int, int]
+) -> None:
+    """One reference less, of the entry at ``old`` that ``key`` led to; the last one ends it."""
+    content_key = engine.reference_at(key, old)
+    if content_key is None:
+        return  # unreadable: its content stays until a rebuild counts anew
+    contents = engine.index.contents
+    data = txn.get(content_key, None, contents)
+    if data is None:
+        return
+    row = decode_content_row(data)
+    if row.references > 1:
+        fewer = row._replace(references=row.references - 1)
+        txn.put(content_key, encode_content_row(fewer), db=contents)
+    else:
+        txn.delete(content_key, db=contents)
+        dead[row.segment] = dead.get(row.segment, 0) + row.length

@@ -1,0 +1,427 @@
+"""One open store: its files, locks and index. It opens, delegates, and closes.
+
+A process has one engine for each store, however many handles it opens, because LMDB and ``flock``
+both count by process; ``acquire`` and ``release`` keep the count. After a fork the child lets go of
+what it inherited without touching it (its descriptors are closed, never unlocked; the index is
+abandoned, never closed) and opens the store anew on first use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from kvsage.clock import Clock
+from kvsage.engine.commit import Committer
+from kvsage.engine.content import RawCache, decode_content
+from kvsage.engine.flusher import Flusher
+from kvsage.engine.recovery import close_clean, open_index
+from kvsage.errors import (
+    ConfigError,
+    CorruptionError,
+    KvsageError,
+    NotAStoreError,
+    StoreClosedError,
+    StoreUnavailableError,
+)
+from kvsage.fs import Disk
+from kvsage.fs.locks import LockFile, WriterGate, identity, wait_for_lock
+from kvsage.fs.mounts import refuse_network_filesystem
+from kvsage.index.contents import ContentRow
+from kvsage.index.env import Index
+from kvsage.index.segments import get_meta, put_meta
+from kvsage.log.format import (
+    CONTENT_KEY,
+    CONTENT_REF,
+    FORMAT,
+    IDENTITY,
+    FileKind,
+    Identity,
+    LogEntry,
+    SegmentHeader,
+    Timeline,
+    decode_entry,
+    decode_identity,
+    encode_identity,
+)
+from kvsage.log.segment import LogFiles, inspect, list_files
+from kvsage.log.writer import create_file
+from kvsage.options import StoreOptions
+
+NAMES = frozenset(
+    {
+        "KVSAGE",
+        "KVSAGE.tmp",
+        "INDEX",
+        "INDEX.tmp",
+        "LOCK",
+        "OPEN",
+        "WRITE",
+        "NEXT",
+        "index",
+        "index.new",
+        "log",
+        "lost+found",
+    }
+)
+
+
+class Mismatch(Exception):  # noqa: N818  # a signal between two functions here, not an error
+    """What the index points to is not there: the log moved on, or something is damaged."""
+
+
+class Engine:
+    """An open store. ``files``, ``index``, ``gate`` and ``committer`` do the work."""
+
+    index: Index
+
+    def __init__(self, path: Path, options: StoreOptions, disk: Disk, clock: Clock) -> None:
+        self.path = path
+        self.options = options
+        self.disk = disk
+        self.clock = clock
+        self.log_path = path / "log"
+        self.index_path = path / "index"
+        self.trust_path = path / "INDEX"
+        self.committer = Committer(self)
+        self.flusher = Flusher(self)
+        self.raw_cache = RawCache()
+        self.handles = 1
+        self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
+        self.identity: Identity
+        self.salt = 0
+        self.timelines: tuple[Timeline, ...] = ()
+        self.used = False  # INDEX is known to say "not clean"
+        self.poisoned = False
+        self.allocated: dict[int, int] = {}  # the active segment's size on disk, as last seen
+
+    # -- opening and closing ----------------------------------------------------------------
+
+    def open(self, *, create: bool) -> None:
+        """Open the store.
+
+        Raises:
+            NotAStoreError, FormatVersionError, UnsupportedFilesystemError, StoreLockedError,
+            StoreUnavailableError, CorruptionError: it is not open.
+        """
+        if not self.options.network_filesystem:
+            refuse_network_filesystem(self.path)
+        with contextlib.ExitStack() as undo:
+            gate = LockFile(self.disk, self.path / "OPEN")
+            undo.callback(gate.close)
+            wait_for_lock(
+                gate.fd,
+                time.monotonic() + self.options.lock_timeout,
+                "another process is opening or rebuilding the store",
+            )
+            with contextlib.ExitStack() as failed:
+                fresh = self._identify(create=create)
+                self.files = LogFiles(self.disk, self.log_path)
+                failed.callback(self.files.close)
+                self.lock = LockFile(self.disk, self.path / "LOCK")
+                failed.callback(self.lock.close)
+                self.gate = WriterGate(
+                    self.disk, self.path, self.options.lock_timeout, _raise_closed
+                )
+                failed.callback(self.gate.close)
+                open_index(self, fresh=fresh)
+                failed.callback(lambda: self.index.close())
+                self._catch_up()
+                failed.pop_all()
+        self.pid = os.getpid()
+        self.flusher.start()
+
+    def _identify(self, *, create: bool) -> bool:
+        """Read KVSAGE, or create the store; whether it was created now."""
+        try:
+            data = self.disk.read_file(self.path / "KVSAGE", IDENTITY.size + 1)
+        except FileNotFoundError:
+            if not create:
+                raise NotAStoreError(f"{self.path} holds no store") from None
+            self._create()
+            return True
+        self.identity = decode_identity(data)
+        self.salt = self.identity.salt
+        return False
+
+    def _create(self) -> None:
+        """Make the log's first segment and then KVSAGE, each durable before the next.
+
+        A creation that was cut left no KVSAGE and no commit; it is begun again in place.
+        """
+        names = set(self.disk.names(self.path))
+        strange = names - NAMES
+        if strange:
+            raise NotAStoreError(
+                f"{self.path} is not empty and holds no store (it has {min(strange)!r})"
+            )
+        if "log" not in names:
+            self.disk.make_directory(self.log_path)
+        self._refuse_lost_identity()
+        now_ms = int(self.clock() * 1000)
+        self.identity = Identity(FORMAT, secrets.token_bytes(16), now_ms)
+        self.salt = self.identity.salt
+        timeline = Timeline(secrets.randbits(64), 0)
+        header = SegmentHeader(
+            FileKind.SEGMENT,
+            self.identity.uuid,
+            1,
+            secrets.randbits(64),
+            timeline.timeline,
+            0,
+            0,
+            0,
+            now_ms,
+            (),
+            (timeline,),
+        )
+        create_file(self.disk, self.log_path, header)
+        self.disk.replace(self.path / "KVSAGE", encode_identity(self.identity))
+        self.disk.sync_directory(self.path.parent)
+
+    def _refuse_lost_identity(self) -> None:
+        """A log that is more than a first header is no creation cut short: never overwrite it."""
+        files = list_files(self.disk, self.log_path)
+        begun = {1} >= set(files) and all(_is_bare(self.disk, path) for path in files.values())
+        if not begun or (self.path / "INDEX").exists():
+            raise CorruptionError(f"{self.path} holds a log, but its file KVSAGE is missing")
+
+    def _catch_up(self) -> None:
+        """Apply and flush what a process that died left behind."""
+        with self.index.reading() as txn:
+            meta = get_meta(txn)
+        assert meta is not None
+        fd = self.files.fd(meta.segment)
+        header = inspect(
+            self.disk, meta.segment, self._segment_path(meta.segment), self.identity.uuid
+        ).header
+        if header is not None:
+            self.timelines = header.timelines
+        if self.disk.read(fd, 4, meta.offset + 8) not in (b"", b"\0\0\0\0", b"END1"):
+            self.committer.commit((), full=True)
+        self.flusher.flush()
+
+    def _segment_path(self, segment: int) -> Path:
+        return list_files(self.disk, self.log_path)[segment]
+
+    def close(self) -> None:
+        """Flush and close; the last process leaves a store that opens at once."""
+        if self.pid != os.getpid():
+            return  # a forked child that never used it
+        self.flusher.stop()
+        try:
+            self.flusher.flush()
+            with contextlib.ExitStack() as undo:
+                gate = LockFile(self.disk, self.path / "OPEN")
+                undo.callback(gate.close)
+                wait_for_lock(gate.fd, time.monotonic() + 1, "another process is opening")
+                close_clean(self)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.index.close()
+        self.gate.close()
+        self.files.close()
+        self.lock.close()
+        self.raw_cache.clear()
+
+    # -- forking ----------------------------------------------------------------------------
+
+    def forked(self) -> None:
+        """In the child: let go of what was inherited; the next use opens the store anew."""
+        self.generation += 1
+        self.gate.close()
+        self.lock.close()
+        self.files.close()
+        self.index.abandon(self._revive_and_begin)
+        self.allocated = {}
+        self.committer = Committer(self)
+        self.flusher = Flusher(self)
+        self.raw_cache = RawCache()
+        self.gate = WriterGate.closed(self._revive)
+
+    def _revive(self) -> WriterGate:
+        with _registry_lock:
+            if self.pid != os.getpid():
+                self.open(create=False)
+        return self.gate
+
+    def _revive_and_begin(self, *args: Any, **kwargs: Any) -> Any:
+        self._revive()
+        return self.index.begin(*args, **kwargs)
+
+    # -- reading the log --------------------------------------------------------------------
+
+    def read_entry(self, key: bytes, row: tuple[int, ...]) -> LogEntry:
+        """The entry that a row points to, checked to be whole and to be the one of ``key``.
+
+        Raises:
+            Mismatch: it is not, or its file is gone.
+        """
+        segment, offset, length, seq = row[:4]
+        try:
+            fd = self.files.fds.get(segment) or self.files.fd(segment)
+            entry = decode_entry(self.disk.read(fd, length, offset))
+        except FileNotFoundError:
+            raise Mismatch from None
+        if entry is None or entry.key != key or entry.seq != seq:
+            raise Mismatch
+        return entry
+
+    def reference_at(self, key: bytes, row: tuple[int, ...]) -> bytes | None:
+        """The content key that the entry at ``row`` refers to; None where it cannot be read."""
+        try:
+            entry = self.read_entry(key, row)
+        except Mismatch:
+            return None
+        return entry.value[: CONTENT_KEY.size] if len(entry.value) == CONTENT_REF.size else None
+
+    def raw_content(self, key: bytes, row: ContentRow) -> bytes:
+        """The raw bytes of a content, from the cache or from the log.
+
+        Raises:
+            Mismatch: the log does not hold it there.
+            CorruptionError: it cannot be decompressed.
+        """
+        raw = self.raw_cache.get(key)
+        if raw is None:
+            entry = self.read_entry(key, row)
+            raw = decode_content(entry.flags, entry.value)
+            self.raw_cache.put(key, raw)
+        return raw
+
+    # -- versions ---------------------------------------------------------------------------
+
+    def version(self, seq: int) -> str:
+        """The token of a key whose newest entry has ``seq``."""
+        return f"{seq}@{self._timeline_of(seq):016x}"
+
+    def seq_of(self, version: str) -> int:
+        """The seq that a token stands for in this history; 0, which no entry has, for none.
+
+        Raises:
+            ConfigError: it is no token.
+        """
+        seq, at, timeline = version.partition("@")
+        if not (at and seq.isascii() and seq.isdecimal() and len(timeline) == 16):  # noqa: PLR2004
+            raise ConfigError(f"{version!r:.80} is not a version that entry() gave")
+        return int(seq) if version == self.version(int(seq)) else 0
+
+    def _timeline_of(self, seq: int) -> int:
+        for timeline, after_seq in reversed(self.timelines):
+            if after_seq < seq:
+                return timeline
+        return 0
+
+    # -- poison -----------------------------------------------------------------------------
+
+    def poison(self) -> None:
+        """Let no process write until an opener has written anew what may not be on disk."""
+        self.poisoned = True
+        with contextlib.suppress(KvsageError), self.index.writing() as txn:
+            meta = get_meta(txn)
+            if meta is not None:
+                put_meta(txn, meta._replace(poisoned=1))
+
+
+def _is_bare(disk: Disk, path: Path) -> bool:
+    """Whether a first segment holds nothing behind its header."""
+    fd = disk.open(path)
+    try:
+        return disk.size(fd) <= FIRST_HEADER_BYTES
+    finally:
+        disk.close(fd)
+
+
+FIRST_HEADER_BYTES = 4096
+
+
+def _raise_closed() -> WriterGate:
+    raise StoreClosedError("the store is closed")
+
+
+# -- one engine for each store and process ------------------------------------------------------
+
+_registry: dict[tuple[int, int], Engine] = {}
+_registry_lock = threading.RLock()  # guards the registry, and that no store is opened twice at once
+
+
+def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, create: bool) -> Engine:
+    """The engine of the store at ``path``, opened or shared; pair it with ``release``.
+
+    Raises:
+        ConfigError: this process has it open with another clock or disk.
+        NotAStoreError: it is not there and ``create`` is false, or something else is.
+    """
+    with _registry_lock:
+        _make_directory(path, disk, create=create)
+        place = identity(path)
+        engine = _registry.get(place)
+        if engine is not None:
+            if engine.clock is not clock or engine.disk is not disk:
+                raise ConfigError(f"{path} is open in this process with another clock or disk")
+            engine.handles += 1
+            return engine
+        engine = Engine(path.resolve(), options, disk, clock)
+        engine.open(create=create)
+        _registry[place] = engine
+        return engine
+
+
+def _make_directory(path: Path, disk: Disk, *, create: bool) -> None:
+    """The store's directory, made with its parents where that is asked for."""
+    try:
+        if path.is_dir():
+            return
+        if path.exists() or path.is_symlink():
+            raise NotAStoreError(f"{path} is not a directory")
+        if not create:
+            raise NotAStoreError(f"there is no store at {path}")
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_directory(path)
+    except PermissionError as error:
+        raise StoreUnavailableError(f"permission denied: {path}") from error
+    except OSError as error:
+        raise StoreUnavailableError(f"cannot make {path}: {error.strerror}") from error
+
+
+def release(engine: Engine) -> None:
+    """One handle less; the last one closes."""
+    with _registry_lock:
+        engine.handles -= 1
+        if engine.handles:
+            return
+        for place, known in list(_registry.items()):
+            if known is engine:
+                del _registry[place]
+        engine.close()
+
+
+def _close_all() -> None:
+    """At exit: what was not closed is flushed and closed now."""
+    with _registry_lock:
+        engines = list(_registry.values())
+        _registry.clear()
+        for engine in engines:
+            if engine.pid == os.getpid():
+                with contextlib.suppress(KvsageError):
+                    engine.close()
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock  # noqa: PLW0603  # the parent's may be held by a thread that is not here
+    _registry_lock = threading.RLock()
+    for engine in _registry.values():
+        engine.forked()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

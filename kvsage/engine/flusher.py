@@ -1,0 +1,77 @@
+"""Flushing what ``relaxed`` commits left unflushed, at least once in every sync interval.
+
+Every process that has the store open looks, so that the tail of a writer that died reaches the disk
+as well. A look costs one read of the index; a flush happens only when there is something to flush.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from kvsage.errors import KvsageError
+from kvsage.index.segments import get_meta
+
+if TYPE_CHECKING:
+    from kvsage.engine.engine import Engine
+
+
+class Flusher:
+    """Flushes the log of one engine, on a thread of its own and on request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # guards: one flush at a time, and ``flushed_seq``
+        self.flushed_seq = 0
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._stopped.clear()
+        self._thread = threading.Thread(target=self._run, name="kvsage-flusher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, and wait for a flush that is under way."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._engine.options.sync_interval):
+            try:
+                self.flush()
+            except KvsageError:
+                # A failed flush has poisoned the store: whoever writes next is told.
+                return
+
+    def flush(self) -> None:
+        """Bring every commit made so far onto the disk.
+
+        Raises:
+            StoreUnavailableError: the flush failed; the store is poisoned.
+        """
+        engine = self._engine
+        with self._lock:
+            with engine.index.reading() as txn:
+                meta = get_meta(txn)
+            assert meta is not None
+            if meta.seq <= max(meta.flushed_seq, self.flushed_seq):
+                return
+            try:
+                # Older segments were flushed when they were sealed.
+                engine.disk.sync_data(engine.files.fd(meta.segment))
+            except KvsageError:
+                self._poison()
+                raise
+            self.flushed_seq = meta.seq
+
+    def _poison(self) -> None:
+        gate = self._engine.gate
+        try:
+            gate.enter()
+            self._engine.poison()
+        finally:
+            gate.leave()

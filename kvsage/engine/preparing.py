@@ -1,0 +1,87 @@
+"""What is done to an operation before the writer gate, where others need not wait for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from kvsage.engine.commit import Operation
+from kvsage.engine.content import Content, compress, content_hash
+from kvsage.engine.engine import Engine, Mismatch
+from kvsage.engine.values import Codec
+from kvsage.errors import CorruptionError
+from kvsage.index.contents import decode_content_row
+from kvsage.index.env import LmdbError
+from kvsage.log.format import CONTENT_KEY, PUT
+from kvsage.options import StoreOptions
+from kvsage.types import TTL, ttl_seconds
+
+
+class Preparer:
+    """Turns values into operations, under one handle's options."""
+
+    def __init__(self, engine: Engine, options: StoreOptions) -> None:
+        self._engine = engine
+        self.codec = Codec(options)
+        self._content_bytes_min = options.content_bytes_min
+        self._level = options.compression_level
+        default = options.ttl_default
+        self._ttl_default_s = None if default is None else ttl_seconds(default)
+
+    def expires_ms(self, ttl: TTL | None) -> int:
+        """The instant at which a save with ``ttl`` expires, or 0; None means the default."""
+        seconds = self._ttl_default_s if ttl is None else ttl_seconds(ttl)
+        return 0 if seconds is None else self._from_now(seconds)
+
+    def expires_at_ms(self, ttl: TTL | None) -> int:
+        """The same, where None means never."""
+        return 0 if ttl is None else self._from_now(ttl_seconds(ttl))
+
+    def _from_now(self, seconds: float) -> int:
+        return max(1, math.ceil((self._engine.clock() + seconds) * 1000))
+
+    def save(
+        self, key: str, encoded: bytes, value: Any, expires_ms: int, require: int
+    ) -> Operation:
+        """The operation that saves a value."""
+        codec, data = self.codec.encode(key, value)
+        return self.put(encoded, codec, data, expires_ms, require)
+
+    def put(
+        self, encoded: bytes, codec: int, data: bytes, expires_ms: int, require: int
+    ) -> Operation:
+        """The operation that saves a serialized value."""
+        if len(data) < self._content_bytes_min:
+            return Operation(encoded, PUT, codec, expires_ms, data, None, require)
+        return Operation(encoded, PUT, codec, expires_ms, b"", self.content(data), require)
+
+    def content(self, raw: bytes) -> Content:
+        """A content, compressed unless one like it is there to be referred to."""
+        digest = content_hash(raw)
+        equal_to = self._equal(digest, raw)
+        if equal_to is not None:
+            return Content(digest, raw, None, b"", equal_to)
+        flags, stored = compress(raw, self._level)
+        return Content(digest, raw, flags, stored, None)
+
+    def _equal(self, digest: bytes, raw: bytes) -> tuple[int, int] | None:
+        """Where a content with the very same bytes lies, compared byte by byte."""
+        engine = self._engine
+        txn = engine.index.begin_read()
+        try:
+            number = 0
+            while True:
+                key = CONTENT_KEY.pack(digest, number)
+                data = txn.get(key, None, engine.index.contents)
+                if data is None:
+                    return None
+                row = decode_content_row(data)
+                if row.raw_length == len(raw) and engine.raw_content(key, row) == raw:
+                    return row.segment, row.offset
+                number += 1
+        except (Mismatch, CorruptionError):
+            return None  # what is damaged is equal to nothing
+        except LmdbError as error:
+            raise engine.index.error(error, "reading") from error
+        finally:
+            txn.abort()

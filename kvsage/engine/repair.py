@@ -1,0 +1,5 @@
+"""x."""
+
+
+def repair(*a, **k):
+    raise NotImplementedError

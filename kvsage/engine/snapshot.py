@@ -1,0 +1,314 @@
+"""Reading: one key, or many in order, in one read transaction of the index.
+
+The transaction is held until the bytes are read: while it is, nobody removes the file that its rows
+point into. Everything read is checked to be whole and to be the entry of the key asked for; LMDB's
+pages bear no checksum, so a flipped bit there shows up here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from typing_extensions import override
+
+from kvsage.engine.content import decode_content
+from kvsage.engine.engine import Engine, Mismatch
+from kvsage.engine.values import Codec
+from kvsage.errors import CorruptionError, StoreClosedError, StoreUnavailableError
+from kvsage.index.contents import decode_content_row
+from kvsage.index.env import LmdbError, Txn
+from kvsage.index.expiry import EXPIRY
+from kvsage.index.keydir import SYSTEM, Row, decode_row
+from kvsage.log.format import CONTENT_KEY, CONTENT_REF, IS_CONTENT, PUT
+from kvsage.store import Snapshot, encode_bound, encode_key, not_found
+from kvsage.types import Entry
+
+FAR = 1 << 62
+
+
+class Found(NamedTuple):
+    """A key's value as it lies in the log.
+
+    Attributes:
+        row: the key's row.
+        flags: of the entry.
+        data: the serialized value.
+        stored_bytes: what entry and content take in the log.
+    """
+
+    row: Row
+    flags: int
+    data: bytes
+    stored_bytes: int
+
+
+class View:
+    """Reads in one transaction, at one instant."""
+
+    def __init__(self, engine: Engine, txn: Txn, now_ms: float) -> None:
+        self.engine = engine
+        self.txn = txn
+        self.now_ms = now_ms
+
+    def row(self, key: bytes) -> Row | None:
+        """The row of a key that is there and has not expired."""
+        index = self.engine.index
+        data = self.txn.get(key, None, index.system if key[0] == SYSTEM else index.keydir)
+        if data is None:
+            return None
+        row = decode_row(data)
+        return None if 0 < row.expires_ms <= self.now_ms else row
+
+    def fetch(self, key: bytes, row: Row) -> Found:
+        """What the row points to.
+
+        Raises:
+            Mismatch: it is not there.
+            CorruptionError: its content cannot be decompressed.
+        """
+        entry = self.engine.read_entry(key, row)
+        if entry.kind != PUT or entry.flags != row.flags or entry.expires_ms != row.expires_ms:
+            raise Mismatch
+        if not entry.flags & IS_CONTENT:
+            return Found(row, entry.flags, entry.value, row.length)
+        if len(entry.value) != CONTENT_REF.size:
+            raise Mismatch
+        raw, length = self.content(entry.value[: CONTENT_KEY.size])
+        return Found(row, entry.flags, raw, row.length + length)
+
+    def content(self, content_key: bytes) -> tuple[bytes, int]:
+        """Raw bytes of a content, and the bytes that it takes in the log.
+
+        Raises:
+            Mismatch: it is not there.
+            CorruptionError: it cannot be decompressed.
+        """
+        data = self.txn.get(content_key, None, self.engine.index.contents)
+        if data is None:
+            raise Mismatch
+        row = decode_content_row(data)
+        raw = self.engine.raw_cache.get(content_key)
+        if raw is None:
+            entry = self.engine.read_entry(content_key, row)
+            try:
+                raw = decode_content(entry.flags, entry.value)
+            except CorruptionError as error:
+                raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
+            self.engine.raw_cache.put(content_key, raw)
+        return raw, row.length
+
+    def scan(
+        self, lower: bytes, upper: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, Row]]:
+        """Keys in ``[lower, upper)`` that are there, with their rows, in the order of bytes."""
+        cursor = self.txn.cursor(self.engine.index.keydir)
+        if reverse:
+            found = upper and (cursor.prev() if cursor.set_range(upper) else cursor.last())
+            rows = cursor.iterprev() if found else iter(())
+        else:
+            found = cursor.set_range(lower) if lower else cursor.first()
+            rows = cursor.iternext() if found else iter(())
+        now_ms = self.now_ms
+        for key, data in rows:
+            if not lower <= key < upper:
+                return
+            row = decode_row(data)
+            if not 0 < row.expires_ms <= now_ms:
+                yield key, row
+
+    def expired_count(self) -> int:
+        """Rows that have expired and are still in the index."""
+        cursor = self.txn.cursor(self.engine.index.expiry)
+        limit = EXPIRY.pack(int(self.now_ms))
+        count = 0
+        for key in cursor.iternext(keys=True, values=False):
+            if key[: EXPIRY.size] > limit:
+                break
+            count += 1
+        return count
+
+
+def bounds(prefix: str, start: str | None, stop: str | None) -> tuple[bytes, bytes]:
+    """The range of key bytes that a scan covers; 0xff stands behind every byte of UTF-8."""
+    first = encode_bound(prefix, "prefix") or b""
+    lower = max(first, encode_bound(start, "start") or b"")
+    upper = first + b"\xff"
+    if stop is not None:
+        upper = min(upper, encode_bound(stop, "stop") or b"")
+    return lower, upper
+
+
+def instant(expires_ms: int) -> datetime | None:
+    """When a key expires, for a caller."""
+    return datetime.fromtimestamp(expires_ms / 1000, UTC) if expires_ms else None
+
+
+def corruption(engine: Engine, key: bytes, row: Row | None) -> CorruptionError:
+    """The error of a key whose entry cannot be read."""
+    name = key.decode("utf-8", "backslashreplace")
+    if row is None:
+        return CorruptionError(f"the record of {name!r} is damaged")
+    try:
+        engine.read_entry(key, row)
+    except Mismatch:
+        where = row
+    else:  # the entry is whole: what it refers to is not
+        return CorruptionError(
+            f"the content of {name!r} is damaged", segment=row.segment, offset=row.offset
+        )
+    return CorruptionError(
+        f"the record of {name!r} is damaged", segment=where.segment, offset=where.offset
+    )
+
+
+class EngineSnapshot(Snapshot):
+    """The reading verbs at one point in time. Threads may share it; they take turns."""
+
+    def __init__(self, engine: Engine, codec: Codec) -> None:
+        self._engine = engine
+        self._codec = codec
+        self._lock = threading.RLock()  # guards the transaction, which LMDB wants used by one
+        txn = engine.index.begin_read()
+        self._generation = engine.generation
+        self._view: View | None = View(engine, txn, engine.clock() * 1000)
+
+    def _open(self) -> View:
+        view = self._view
+        if view is None or self._generation != self._engine.generation:
+            raise StoreClosedError("the snapshot is closed")
+        return view
+
+    def close(self) -> None:
+        """Let go of the point in time."""
+        with self._lock:
+            view, self._view = self._view, None
+            if view is not None and self._generation == self._engine.generation:
+                view.txn.abort()
+
+    def __enter__(self) -> EngineSnapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def find(self, key: bytes) -> Found | None:
+        """A key's value as it lies in the log; None where it is absent."""
+        with self._lock:
+            view = self._open()
+            try:
+                row = view.row(key)
+                return None if row is None else view.fetch(key, row)
+            except Mismatch as error:
+                raise corruption(self._engine, key, row) from error
+            except LmdbError as error:
+                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+
+    def row(self, key: bytes) -> Row | None:
+        """A key's row; None where it is absent."""
+        with self._lock:
+            try:
+                return self._open().row(key)
+            except LmdbError as error:
+                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+
+    @override
+    def load(self, key: str, default: Any = None) -> Any:
+        found = self.find(encode_key(key))
+        return default if found is None else self._codec.decode(key, found.flags, found.data)
+
+    @override
+    def exists(self, key: str) -> bool:
+        return self.row(encode_key(key)) is not None
+
+    @override
+    def entry(self, key: str) -> Entry | None:
+        found = self.find(encode_key(key))
+        if found is None:
+            return None
+        return Entry(
+            self._codec.decode(key, found.flags, found.data),
+            self._engine.version(found.row.seq),
+            instant(found.row.expires_ms),
+            len(found.data),
+            found.stored_bytes,
+        )
+
+    @override
+    def ttl(self, key: str) -> float | None:
+        row = self.row(encode_key(key))
+        if row is None:
+            raise not_found(key)
+        return (row.expires_ms - self._open().now_ms) / 1000 if row.expires_ms else None
+
+    @override
+    def keys(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[str]:
+        lower, upper = bounds(prefix, start, stop)
+        rows = self.rows(lower, upper, reverse=reverse, limit=limit)
+        return (key.decode() for key, _ in rows)
+
+    @override
+    def items(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        lower, upper = bounds(prefix, start, stop)
+        rows = self.rows(lower, upper, reverse=reverse, limit=limit)
+        return (self._item(key, row) for key, row in rows)
+
+    def _item(self, key: bytes, row: Row) -> tuple[str, Any]:
+        name = key.decode()
+        with self._lock:
+            try:
+                found = self._open().fetch(key, row)
+            except Mismatch as error:
+                raise corruption(self._engine, key, row) from error
+            except LmdbError as error:
+                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+        return name, self._codec.decode(name, found.flags, found.data)
+
+    def rows(
+        self, lower: bytes, upper: bytes, *, reverse: bool, limit: int | None
+    ) -> Iterator[tuple[bytes, Row]]:
+        """Keys and rows in ``[lower, upper)``."""
+        left = FAR if limit is None else limit
+        if left <= 0:
+            return
+        with self._lock:
+            rows = self._open().scan(lower, upper, reverse=reverse)
+        while left > 0:
+            with self._lock:
+                self._open()
+                try:
+                    pair = next(rows, None)
+                except LmdbError as error:
+                    raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+            if pair is None:
+                return
+            yield pair
+            left -= 1
+
+    @override
+    def count(self, prefix: str = "") -> int:
+        with self._lock:
+            view = self._open()
+            if not prefix:
+                entries = int(view.txn.stat(self._engine.index.keydir)["entries"])
+                return entries - view.expired_count()
+            lower, upper = bounds(prefix, None, None)
+            return sum(1 for _ in view.scan(lower, upper))

@@ -1,0 +1,270 @@
+"""Transactions: operations gathered over a frozen state, committed as one batch.
+
+A transaction stays inside the writer gate from its first verb to its end, so nobody changes what it
+read. Its writes are kept beside, already serialized, and nothing of them reaches the index or the
+log before the commit: a rollback has nothing to undo.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from typing_extensions import override
+
+from kvsage.engine.commit import ANYTHING, PRESENT, Operation
+from kvsage.engine.engine import Engine
+from kvsage.engine.preparing import Preparer
+from kvsage.engine.snapshot import EngineSnapshot, bounds, instant
+from kvsage.errors import TransactionStateError
+from kvsage.log.format import BY_USER, CODEC_MASK, DELETE
+from kvsage.store import Transaction, encode_key, not_found
+from kvsage.types import TTL, Entry, Version
+
+
+class Pending(NamedTuple):
+    """A value that the transaction has written and not yet committed.
+
+    Attributes:
+        codec: of ``data``.
+        data: the serialized value.
+        expires_ms: when it expires, or 0.
+        number: how many writes the transaction had made.
+    """
+
+    codec: int
+    data: bytes
+    expires_ms: int
+    number: int
+
+
+class EngineTransaction(Transaction):
+    """All verbs, for the thread that began it, until ``commit`` or ``rollback``."""
+
+    def __init__(self, engine: Engine, preparer: Preparer, *, full: bool) -> None:
+        self._engine = engine
+        self._preparer = preparer
+        self._codec = preparer.codec
+        self._full = full
+        self._thread = threading.get_ident()
+        self._generation = engine.generation
+        self._pending: dict[bytes, Pending | None] = {}  # None: deleted
+        self._writes = 0
+        self._state = ""
+        engine.gate.refuse_nested()
+        self._entered = False
+        self._snapshot: EngineSnapshot | None = None
+
+    # -- its life ---------------------------------------------------------------------------
+
+    def __enter__(self) -> EngineTransaction:
+        try:
+            self._engine.gate.enter()
+            self._engine.committer.commit_inside((), full=self._full)  # what a dead writer left
+            self._snapshot = EngineSnapshot(self._engine, self._codec)
+            self._entered = True
+        finally:
+            if not self._entered:
+                self._engine.gate.leave()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._state:
+            return
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def commit(self) -> None:
+        """Keep everything, as one batch.
+
+        Raises:
+            TransactionStateError: it has ended, or this is another thread.
+            StoreFullError, StoreUnavailableError, PoisonedError, ValueTooLargeError: nothing of it
+                was kept.
+        """
+        self._check()
+        try:
+            operations = [self._operation(key, kept) for key, kept in self._pending.items()]
+            if operations:
+                self._engine.committer.commit_inside(operations, full=self._full)
+        finally:
+            self._end("committed")
+
+    def rollback(self) -> None:
+        """Keep nothing.
+
+        Raises:
+            TransactionStateError: it has ended, or this is another thread.
+        """
+        self._check()
+        self._end("rolled back")
+
+    def _end(self, state: str) -> None:
+        self._state = state
+        try:
+            if self._snapshot is not None:
+                self._snapshot.close()
+        finally:
+            self._engine.gate.leave()
+
+    def _operation(self, key: bytes, kept: Pending | None) -> Operation:
+        if kept is None:
+            return Operation(key, DELETE, BY_USER, require=PRESENT)
+        return self._preparer.put(key, kept.codec, kept.data, kept.expires_ms, ANYTHING)
+
+    def _check(self) -> EngineSnapshot:
+        if self._state:
+            raise TransactionStateError(f"the transaction was {self._state} already")
+        if self._snapshot is None:
+            raise TransactionStateError("the transaction has not begun: use it in a with block")
+        if self._generation != self._engine.generation:
+            self._state = "left behind by a fork"
+            raise TransactionStateError("a transaction stays in the process that began it")
+        if threading.get_ident() != self._thread:
+            raise TransactionStateError("a transaction stays on the thread that began it")
+        return self._snapshot
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _written(self, key: bytes) -> tuple[bool, Pending | None]:
+        """Whether the transaction has written the key, and what is left of that now."""
+        kept = self._pending.get(key)
+        if kept is None:
+            return key in self._pending, None
+        if 0 < kept.expires_ms <= self._engine.clock() * 1000:
+            return True, None
+        return True, kept
+
+    @override
+    def load(self, key: str, default: Any = None) -> Any:
+        snapshot = self._check()
+        written, kept = self._written(encode_key(key))
+        if not written:
+            return snapshot.load(key, default)
+        return default if kept is None else self._codec.decode(key, kept.codec, kept.data)
+
+    @override
+    def exists(self, key: str) -> bool:
+        snapshot = self._check()
+        written, kept = self._written(encode_key(key))
+        return kept is not None if written else snapshot.exists(key)
+
+    @override
+    def entry(self, key: str) -> Entry | None:
+        snapshot = self._check()
+        written, kept = self._written(encode_key(key))
+        if not written:
+            return snapshot.entry(key)
+        if kept is None:
+            return None
+        value = self._codec.decode(key, kept.codec, kept.data)
+        size = len(kept.data)
+        return Entry(value, f"pending-{kept.number}", instant(kept.expires_ms), size, size)
+
+    @override
+    def ttl(self, key: str) -> float | None:
+        snapshot = self._check()
+        written, kept = self._written(encode_key(key))
+        if not written:
+            return snapshot.ttl(key)
+        if kept is None:
+            raise not_found(key)
+        return kept.expires_ms / 1000 - self._engine.clock() if kept.expires_ms else None
+
+    @override
+    def keys(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[str]:
+        snapshot = self._check()
+        lower, upper = bounds(prefix, start, stop)
+        mine = sorted((key for key in self._pending if lower <= key < upper), reverse=reverse)
+        written = frozenset(mine)
+        stored = snapshot.rows(lower, upper, reverse=reverse, limit=None)
+        others = (key for key, _ in stored if key not in written)
+        there = (key for key in mine if self._written(key)[1] is not None)
+        merged = heapq.merge(others, there, reverse=reverse)
+        return (key.decode() for key in islice(merged, limit))
+
+    @override
+    def items(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        keys = self.keys(prefix, start=start, stop=stop, reverse=reverse, limit=limit)
+        return ((key, self.load(key)) for key in keys)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _put(self, key: bytes, codec: int, data: bytes, expires_ms: int) -> None:
+        self._writes += 1
+        self._pending[key] = Pending(codec, data, expires_ms, self._writes)
+
+    @override
+    def save(
+        self, key: str, value: Any, ttl: TTL | None = None, *, if_version: Version | None = None
+    ) -> bool:
+        self._check()
+        encoded = encode_key(key)
+        codec, data = self._codec.encode(key, value)
+        expires_ms = self._preparer.expires_ms(ttl)
+        if if_version is not None:
+            entry = self.entry(key)
+            if entry is None or entry.version != if_version:
+                return False
+        self._put(encoded, codec, data, expires_ms)
+        return True
+
+    @override
+    def replace(self, key: str, value: Any) -> None:
+        self._check()
+        codec, data = self._codec.encode(key, value)
+        self._put(encode_key(key), codec, data, self._expires_ms(key))
+
+    def _expires_ms(self, key: str) -> int:
+        """When the key expires, to the millisecond; 0 where never or where it is absent."""
+        snapshot = self._check()
+        encoded = encode_key(key)
+        written, kept = self._written(encoded)
+        if written:
+            return kept.expires_ms if kept is not None else 0
+        row = snapshot.row(encoded)
+        return row.expires_ms if row is not None else 0
+
+    @override
+    def delete(self, key: str) -> bool:
+        there = self.exists(key)
+        if there:
+            self._writes += 1
+            self._pending[encode_key(key)] = None
+        return there
+
+    @override
+    def touch(self, key: str, ttl: TTL | None) -> bool:
+        snapshot = self._check()
+        encoded = encode_key(key)
+        expires_ms = self._preparer.expires_at_ms(ttl)
+        written, kept = self._written(encoded)
+        if written:
+            if kept is not None:
+                self._put(encoded, kept.codec, kept.data, expires_ms)
+            return kept is not None
+        found = snapshot.find(encoded)
+        if found is not None:
+            self._put(encoded, found.flags & CODEC_MASK, found.data, expires_ms)
+        return found is not None

@@ -1,0 +1,173 @@
+"""Locks between processes, by ``flock``.
+
+A ``flock`` belongs to the open file, so it goes when the last descriptor of that opening closes,
+however the process dies. It cannot be upgraded without letting go, so nothing here tries.
+
+``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
+that grows. ``WriterGate`` keeps that from starving anyone: the one who waits longest holds ``NEXT``,
+through which every other must pass as well, a busy writer that comes back too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kvsage.errors import StoreLockedError, TransactionStateError
+from kvsage.fs.posix import Disk, translate
+
+PAUSE_LEAST_S = 0.00005
+PAUSE_MOST_S = 0.005
+EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+SHARED_NOW = fcntl.LOCK_SH | fcntl.LOCK_NB
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Take the lock if nobody is in the way."""
+    try:
+        fcntl.flock(fd, SHARED_NOW if shared else EXCLUSIVE_NOW)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise translate(error, "locking") from error
+    return True
+
+
+def unlock(fd: int) -> None:
+    """Let go, whether it was held or not."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def wait_for_lock(fd: int, deadline: float, what: str, *, shared: bool = False) -> None:
+    """Take the lock by ``deadline`` (of ``time.monotonic``).
+
+    Raises:
+        StoreLockedError: it was held all that time.
+    """
+    pause = PAUSE_LEAST_S
+    while not try_lock(fd, shared=shared):
+        if time.monotonic() >= deadline:
+            raise StoreLockedError(what)
+        time.sleep(pause)
+        pause = min(2 * pause, PAUSE_MOST_S)
+
+
+class LockFile:
+    """One file that exists to be locked."""
+
+    __slots__ = ("_disk", "fd")
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self.fd = disk.open(path, write=True, create=True)
+
+    @classmethod
+    def closed(cls) -> LockFile:
+        """One that was closed already."""
+        lock = cls.__new__(cls)
+        lock.fd = -1
+        return lock
+
+    def close(self) -> None:
+        """Close, which lets go; a second close does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self._disk.close(fd)
+
+
+class WriterGate:
+    """One writer at a time: among this process's threads, then among processes.
+
+    ``refuse_nested``, then ``try: enter() ... finally: leave()``: an interrupt may come between any
+    two steps, so ``enter`` stands inside the ``try``, and ``leave`` copes with a gate that was not,
+    or not wholly, entered.
+    """
+
+    __slots__ = ("_gate", "_next", "_thread", "_timeout_s", "on_closed")
+
+    def __init__(
+        self, disk: Disk, directory: Path, timeout_s: float, on_closed: Callable[[], WriterGate]
+    ) -> None:
+        self._gate = LockFile(disk, directory / "WRITE")
+        self._next = LockFile(disk, directory / "NEXT")
+        # Reentrant because it knows its owner: leaving without having entered is an error, not
+        # somebody else's lock let go.
+        self._thread = threading.RLock()
+        self._timeout_s = timeout_s
+        # What to enter in place of a gate that was closed; raises, or (in a forked child) opens anew.
+        self.on_closed = on_closed
+
+    @classmethod
+    def closed(cls, on_closed: Callable[[], WriterGate]) -> WriterGate:
+        """A gate that is not open yet: whoever enters calls ``on_closed`` first."""
+        gate = cls.__new__(cls)
+        gate._gate = gate._next = LockFile.closed()
+        gate._thread = threading.RLock()
+        gate._timeout_s = 0
+        gate.on_closed = on_closed
+        return gate
+
+    def refuse_nested(self) -> None:
+        """Refuse a thread that is in already.
+
+        Raises:
+            TransactionStateError: this thread has a transaction open.
+        """
+        if self._thread._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001  # no public way to ask
+            raise TransactionStateError(
+                "this thread has a transaction open on the store: write through it, or end it first"
+            )
+
+    def enter(self) -> None:
+        """Wait for the turn.
+
+        Raises:
+            StoreLockedError: it did not come within the timeout.
+        """
+        if self._gate.fd < 0:
+            self.on_closed().enter()
+            return
+        if not self._thread.acquire(blocking=False):
+            timeout = min(self._timeout_s, threading.TIMEOUT_MAX)
+            if not self._thread.acquire(timeout=timeout):
+                raise StoreLockedError(
+                    f"another thread has been writing for more than {self._timeout_s:g} s"
+                )
+        waiting, gate = self._next.fd, self._gate.fd
+        try:
+            if not try_lock(waiting):
+                self._wait(waiting)
+            if not try_lock(gate):
+                self._wait(gate)
+        finally:
+            unlock(waiting)
+
+    def _wait(self, fd: int) -> None:
+        wait_for_lock(
+            fd,
+            time.monotonic() + self._timeout_s,
+            f"another process has been writing for more than {self._timeout_s:g} s",
+        )
+
+    def leave(self) -> None:
+        """Let the next one in; nothing where this thread is not in."""
+        if self._thread._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+            try:
+                unlock(self._gate.fd)
+            finally:
+                self._thread.release()
+
+    def close(self) -> None:
+        """Close both files, which lets go."""
+        self._gate.close()
+        self._next.close()
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and inode: what a path leads to, whatever it is called."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

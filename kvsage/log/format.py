@@ -1,0 +1,415 @@
+"""Format 1, bytes in and bytes out, without any I/O. ``docs/format.md`` draws it.
+
+A segment file is a header and then batches, each right behind the one before; behind the last there
+may be zeros (space written ahead) or an end mark (a clean close).
+
+Rules:
+
+- All integers are little-endian.
+- Every checksum is xxh3_64. That of a batch or an end mark is seeded with the place where it
+  stands (store, segment, offset), so the same bytes anywhere else, inside a value say, do not check.
+- A batch names the checksum of what stands before it (the header, or the previous batch), so a
+  stale batch behind a rewritten tail does not follow.
+- In a segment the batches are numbered by the store's seq, one more each time, and every entry
+  bears the number of its batch. In a compacted copy the batches are numbered from 1, and every
+  entry keeps the seq that it was written with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from kvsage.errors import CorruptionError, FormatVersionError
+
+FORMAT = 1
+
+# -- identity: the file KVSAGE ------------------------------------------------------------------
+
+IDENTITY_MAGIC = b"kvsage\x00\x01"
+IDENTITY = Struct("<8sHH4x16sQQ")  # magic, format, content address size, uuid, created ms, checksum
+ADDRESS_BYTES = 16
+assert IDENTITY.size == 48
+
+
+class Identity(NamedTuple):
+    """Who a store is; written once."""
+
+    format: int
+    uuid: bytes
+    created_ms: int
+
+    @property
+    def salt(self) -> int:
+        """What seeds the place of every batch of this store."""
+        return int.from_bytes(self.uuid[:8], "little")
+
+
+def encode_identity(identity: Identity) -> bytes:
+    """The bytes of ``KVSAGE``."""
+    fields = (IDENTITY_MAGIC, identity.format, ADDRESS_BYTES, identity.uuid, identity.created_ms)
+    body = IDENTITY.pack(*fields, 0)[:-8]
+    return body + xxh3_64_intdigest(body).to_bytes(8, "little")
+
+
+def decode_identity(data: bytes) -> Identity:
+    """The identity in the bytes of ``KVSAGE``.
+
+    Raises:
+        FormatVersionError: a later format.
+        CorruptionError: not an identity, or damaged.
+    """
+    if len(data) < IDENTITY.size or not data.startswith(IDENTITY_MAGIC):
+        raise CorruptionError("the file KVSAGE is damaged: it does not begin as one")
+    _, version, address_bytes, uuid, created_ms, checksum = IDENTITY.unpack_from(data)
+    if version > FORMAT:  # a later format may have another length and checksum
+        raise FormatVersionError(
+            f"the store has format {version}; this kvsage knows formats up to {FORMAT}"
+        )
+    if xxh3_64_intdigest(data[: IDENTITY.size - 8]) != checksum or len(data) != IDENTITY.size:
+        raise CorruptionError("the file KVSAGE is damaged: its checksum does not match")
+    if version < 1 or address_bytes != ADDRESS_BYTES:
+        raise CorruptionError("the file KVSAGE is damaged: impossible fields")
+    return Identity(version, uuid, created_ms)
+
+
+# -- segment header -----------------------------------------------------------------------------
+
+SEGMENT_MAGIC = b"kvsgment"
+HEADER = Struct("<8sHHI16sIIIIQQQQQQ")
+assert HEADER.size == 96
+LISTED_FILE = Struct("<II")
+TIMELINE = Struct("<QQ")
+LISTED_MAX = 1 << 20
+CHECKSUM_BYTES = 8
+
+
+class FileKind(IntEnum):
+    """What a log file holds."""
+
+    SEGMENT = 1
+    COPY = 2
+
+
+class ListedFile(NamedTuple):
+    """A file of the log and where its batches end."""
+
+    segment: int
+    end: int
+
+
+class Timeline(NamedTuple):
+    """An unbroken issue of seqs, and the seq after which it began."""
+
+    timeline: int
+    after_seq: int
+
+
+class SegmentHeader(NamedTuple):
+    """What a log file says of itself; written and flushed before any batch in it.
+
+    Attributes:
+        kind: segment or compacted copy.
+        uuid: of the store.
+        segment: id of this file.
+        nonce: random, so that no two files are mistaken for one another.
+        timeline: in which its batches are numbered.
+        after_seq: the seq of the last commit before this file (0 in a copy).
+        chain: checksum of the batch with that seq, or 0.
+        judged_seq: of a copy, the seq at which compaction began to judge (0 in a segment).
+        created_ms: when.
+        files: the other files of the log, in the order of their ids.
+        timelines: every timeline so far, in order.
+    """
+
+    kind: int
+    uuid: bytes
+    segment: int
+    nonce: int
+    timeline: int
+    after_seq: int
+    chain: int
+    judged_seq: int
+    created_ms: int
+    files: tuple[ListedFile, ...]
+    timelines: tuple[Timeline, ...]
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """The bytes of a header; their last eight are its checksum, to which the first batch chains."""
+    length = (
+        HEADER.size
+        + LISTED_FILE.size * len(header.files)
+        + TIMELINE.size * len(header.timelines)
+        + CHECKSUM_BYTES
+    )
+    fixed = HEADER.pack(
+        SEGMENT_MAGIC,
+        FORMAT,
+        header.kind,
+        length,
+        header.uuid,
+        header.segment,
+        len(header.files),
+        len(header.timelines),
+        0,
+        header.nonce,
+        header.timeline,
+        header.after_seq,
+        header.chain,
+        header.judged_seq,
+        header.created_ms,
+    )
+    files = b"".join(LISTED_FILE.pack(*file) for file in header.files)
+    timelines = b"".join(TIMELINE.pack(*timeline) for timeline in header.timelines)
+    body = fixed + files + timelines
+    return body + xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def header_length(prefix: bytes) -> int:
+    """How long the header is of which ``prefix`` holds the fixed part; 0 where it is none."""
+    if len(prefix) < HEADER.size or not prefix.startswith(SEGMENT_MAGIC):
+        return 0
+    _, _, _, length, _, _, files, timelines, *_ = HEADER.unpack_from(prefix)
+    if files > LISTED_MAX or timelines > LISTED_MAX:
+        return 0
+    expected = HEADER.size + LISTED_FILE.size * files + TIMELINE.size * timelines + CHECKSUM_BYTES
+    return length if length == expected else 0
+
+
+def decode_header(data: bytes) -> tuple[SegmentHeader, int] | None:
+    """A header and its checksum, or None where the bytes do not check.
+
+    Raises:
+        FormatVersionError: a later format.
+    """
+    length = header_length(data)
+    if not length or len(data) < length:
+        return None
+    body, checksum = data[: length - CHECKSUM_BYTES], data[length - CHECKSUM_BYTES : length]
+    if xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+        return None
+    _, version, kind, _, uuid, segment, files, timelines, _, *rest = HEADER.unpack_from(body)
+    if version > FORMAT:
+        raise FormatVersionError(f"segment {segment} has format {version}; this kvsage knows 1")
+    nonce, timeline, after_seq, chain, judged_seq, created_ms = rest
+    split = HEADER.size + LISTED_FILE.size * files
+    header = SegmentHeader(
+        kind,
+        uuid,
+        segment,
+        nonce,
+        timeline,
+        after_seq,
+        chain,
+        judged_seq,
+        created_ms,
+        tuple(map(ListedFile._make, LISTED_FILE.iter_unpack(body[HEADER.size : split]))),
+        tuple(map(Timeline._make, TIMELINE.iter_unpack(body[split:]))),
+    )
+    return header, int.from_bytes(checksum, "little")
+
+
+# -- entries ------------------------------------------------------------------------------------
+
+ENTRY = Struct("<QQQIHBB")  # checksum, seq, expires ms, value length, key length, kind, flags
+ENTRY_BODY = Struct("<QQIHBB")  # the same without the checksum, as the writer packs it
+ENTRY_BYTES = 32
+assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
+
+PUT, DELETE, CONTENT, RETIRE = 1, 2, 3, 4
+KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE))
+
+# flags of a PUT: how its value is encoded, and whether it is here or stored once as content
+CODEC_MASK = 0x07
+MSGPACK, STR, BYTES, JSON, PICKLE = 0, 1, 2, 3, 4
+IS_CONTENT = 0x08
+IS_TREE = 0x10
+# flags of a DELETE: why
+BY_USER, EXPIRED, EVICTED = 0, 1, 2
+# flags of a CONTENT: how its bytes are stored
+STORED_RAW, STORED_ZSTD = 0, 1
+
+CONTENT_KEY = Struct("<16sH")  # xxh3_128 of the raw bytes, and which of those that share it
+CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
+CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
+RETIRE_BODY = Struct("<II")  # file retired, file that took its place (0: none)
+assert CONTENT_KEY.size == 18
+assert CONTENT_REF.size == 26
+
+
+class LogEntry(NamedTuple):
+    """One framed record."""
+
+    seq: int
+    expires_ms: int
+    kind: int
+    flags: int
+    key: bytes
+    value: bytes
+
+
+def encode_entry(entry: LogEntry) -> bytes:
+    """The framed bytes of an entry."""
+    body = (
+        ENTRY_BODY.pack(
+            entry.seq,
+            entry.expires_ms,
+            len(entry.value),
+            len(entry.key),
+            entry.kind,
+            entry.flags,
+        )
+        + entry.key
+        + entry.value
+    )
+    return xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "little") + body
+
+
+def decode_entry(data: bytes) -> LogEntry | None:
+    """The entry that ``data`` holds, no more and no less, or None where it does not check."""
+    if len(data) < ENTRY_BYTES:
+        return None
+    checksum, seq, expires_ms, value_length, key_length, kind, flags = ENTRY.unpack_from(data)
+    if len(data) != ENTRY_BYTES + key_length + value_length:
+        return None
+    if xxh3_64_intdigest(memoryview(data)[CHECKSUM_BYTES:]) != checksum:
+        return None
+    split = ENTRY_BYTES + key_length
+    return LogEntry(seq, expires_ms, kind, flags, data[ENTRY_BYTES:split], data[split:])
+
+
+def entry_length(data: bytes, offset: int) -> int:
+    """Bytes of the entry whose header stands at ``offset``, or 0 where the header is cut."""
+    if len(data) - offset < ENTRY_BYTES:
+        return 0
+    _, _, _, value_length, key_length, _, _ = ENTRY.unpack_from(data, offset)
+    return ENTRY_BYTES + int(key_length) + int(value_length)
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+BATCH_MAGIC = 0x314B5642  # b"BVK1"
+MAGIC_OFFSET = 8  # of batches and end marks: the checksum stands first, so it covers one piece
+BATCH_MAGIC_BYTES = BATCH_MAGIC.to_bytes(4, "little")
+BATCH = Struct("<QIIIIQQQQ")  # checksum, magic, count, length, 0, seq, flushed seq, ms, chain
+BATCH_REST = Struct("<IIIIQQQQ")  # the same without the checksum, as the writer packs it
+BATCH_BYTES = 56
+assert BATCH.size == BATCH_BYTES == BATCH_REST.size + CHECKSUM_BYTES
+BATCH_ZERO = bytes(BATCH_BYTES)
+BATCH_BODY_MAX = 1 << 30
+
+END_MAGIC = 0x31444E45  # b"END1"
+END_MAGIC_BYTES = END_MAGIC.to_bytes(4, "little")
+END = Struct("<QIII4xQQ")  # checksum, magic, segment, offset, seq, chain
+END_BYTES = 40
+assert END.size == END_BYTES
+assert END_BYTES < BATCH_BYTES  # so the next batch covers the mark wholly
+
+PLACE_BITS = 32
+
+
+def place(salt: int, segment: int, offset: int) -> int:
+    """The seed of what stands at ``offset`` of ``segment`` in the store with ``salt``."""
+    return salt ^ (segment << PLACE_BITS | offset)
+
+
+class BatchHeader(NamedTuple):
+    """The unit of commit, without its entries.
+
+    Attributes:
+        checksum: of all that follows it in the batch.
+        count: entries in it.
+        length: bytes of its entries.
+        seq: its number.
+        flushed_seq: the seq up to which the log was known to be on disk when it was written.
+        time_ms: when it was committed.
+        chain: checksum of what stands before it.
+    """
+
+    checksum: int
+    count: int
+    length: int
+    seq: int
+    flushed_seq: int
+    time_ms: int
+    chain: int
+
+
+def encode_batch(header: BatchHeader, body: bytes, seed: int) -> tuple[int, bytes, bytes]:
+    """A batch as its checksum, that checksum's bytes, and the bytes that follow them.
+
+    Args:
+        header: ``checksum`` and ``length`` are not looked at.
+        body: the framed entries.
+        seed: its place.
+    """
+    _, count, _, seq, flushed_seq, time_ms, chain = header
+    rest = (
+        BATCH_REST.pack(BATCH_MAGIC, count, len(body), 0, seq, flushed_seq, time_ms, chain) + body
+    )
+    checksum = xxh3_64_intdigest(rest, seed)
+    return checksum, checksum.to_bytes(CHECKSUM_BYTES, "little"), rest
+
+
+def decode_batch_header(data: bytes, offset: int = 0) -> BatchHeader | None:
+    """The header at ``offset`` of ``data``, its checksum not looked at; None where none stands."""
+    if len(data) - offset < BATCH_BYTES:
+        return None
+    checksum, magic, count, length, zero, seq, flushed_seq, time_ms, chain = BATCH.unpack_from(
+        data, offset
+    )
+    if magic != BATCH_MAGIC or zero or length > BATCH_BODY_MAX:
+        return None
+    return BatchHeader(checksum, count, length, seq, flushed_seq, time_ms, chain)
+
+
+def split_entries(body: bytes, count: int) -> Iterator[tuple[int, bytes]]:
+    """The framed entries of a batch with their offsets in it.
+
+    Raises:
+        CorruptionError: they do not fill the body exactly.
+    """
+    offset = 0
+    for _ in range(count):
+        length = entry_length(body, offset)
+        if not length or offset + length > len(body):
+            raise CorruptionError("the entries of a batch do not fill it")
+        yield offset, body[offset : offset + length]
+        offset += length
+    if offset != len(body):
+        raise CorruptionError("the entries of a batch do not fill it")
+
+
+# -- the end mark of a clean close --------------------------------------------------------------
+
+
+class EndMark(NamedTuple):
+    """All before it is on disk, and it was the end of the log."""
+
+    offset: int
+    seq: int
+    chain: int
+
+
+def encode_end(salt: int, segment: int, mark: EndMark) -> bytes:
+    """The bytes of an end mark."""
+    body = END.pack(0, END_MAGIC, segment, mark.offset, mark.seq, mark.chain)[CHECKSUM_BYTES:]
+    checksum = xxh3_64_intdigest(body, place(salt, segment, mark.offset))
+    return checksum.to_bytes(CHECKSUM_BYTES, "little") + body
+
+
+def decode_end(data: bytes, salt: int, segment: int, offset: int) -> EndMark | None:
+    """The end mark at the start of ``data``, which stands at ``offset``; None where none does."""
+    if len(data) < END_BYTES:
+        return None
+    checksum, magic, its_segment, its_offset, seq, chain = END.unpack_from(data)
+    if (magic, its_segment, its_offset) != (END_MAGIC, segment, offset):
+        return None
+    if xxh3_64_intdigest(data[CHECKSUM_BYTES:END_BYTES], place(salt, segment, offset)) != checksum:
+        return None
+    return EndMark(offset, seq, chain)

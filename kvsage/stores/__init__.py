@@ -1,0 +1,1 @@
+"""Stores: one adapter a file, none of which knows another."""

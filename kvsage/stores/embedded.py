@@ -1,0 +1,287 @@
+"""``LMDBStore``: the contract over the embedded engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from typing_extensions import Unpack, override
+
+from kvsage import clock as clocks
+from kvsage.clock import Clock
+from kvsage.engine import check, repair, stats
+from kvsage.engine.commit import ABSENT, ANYTHING, PRESENT, Operation
+from kvsage.engine.contentspace import ContentSpace
+from kvsage.engine.engine import Engine, acquire, release
+from kvsage.engine.preparing import Preparer
+from kvsage.engine.reading import load_flat
+from kvsage.engine.snapshot import EngineSnapshot
+from kvsage.engine.transaction import EngineTransaction
+from kvsage.errors import ReadOnlyStoreError, StoreClosedError
+from kvsage.fs import POSIX, Disk
+from kvsage.log.format import BY_USER, DELETE
+from kvsage.options import OptionArguments, StoreOptions
+from kvsage.store import Transaction, TransactionalStore, encode_key
+from kvsage.types import TTL, Capabilities, Entry, RepairReport, StoreStats, VerifyReport, Version
+
+Result = TypeVar("Result")
+
+
+class LMDBStore(TransactionalStore):
+    """A store in a directory of its own, for any number of threads and processes.
+
+    Args:
+        path: the directory; made, with its parents, where it is not there. ``~`` is expanded.
+        clock: wall time in seconds, for tests.
+        disk: the door to the disk, for tests.
+        **options: see ``StoreOptions``.
+
+    Raises:
+        ConfigError: an option that cannot be meant.
+        NotAStoreError: the directory holds something else, or nothing and ``readonly`` was given.
+        FormatVersionError: a later kvsage wrote it.
+        UnsupportedFilesystemError: it lies on a network file system.
+        StoreLockedError: another process is rebuilding it.
+        StoreUnavailableError: permissions, or a disk that fails.
+        CorruptionError: the index had to be built anew and the log is damaged; see ``repair``.
+    """
+
+    capabilities = Capabilities(
+        transactions=True,
+        snapshots=True,
+        sorted_scans=True,
+        versions=True,
+        serializable=True,
+        content=True,
+        persistent=True,
+    )
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> None:
+        self.options = StoreOptions(**options)
+        self.path = Path(path).expanduser()
+        self._engine: Engine = acquire(
+            self.path,
+            self.options,
+            POSIX if disk is None else disk,
+            clocks.SYSTEM if clock is None else clock,
+            create=not self.options.readonly,
+        )
+        self._closed = False
+        self._full = self.options.durability == "full"
+        self._preparer = Preparer(self._engine, self.options)
+        self._codec = self._preparer.codec
+
+    def __repr__(self) -> str:
+        return f"LMDBStore({str(self.path)!r}, durability={self.options.durability!r})"
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            release(self._engine)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    @override
+    def load(self, key: str, default: Any = None) -> Any:
+        return load_flat(self._reading(), self._codec, key, default)
+
+    def _reading(self) -> Engine:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        return self._engine
+
+    @override
+    def exists(self, key: str) -> bool:
+        with self.snapshot() as view:
+            return view.exists(key)
+
+    @override
+    def entry(self, key: str) -> Entry | None:
+        with self.snapshot() as view:
+            return view.entry(key)
+
+    @override
+    def ttl(self, key: str) -> float | None:
+        with self.snapshot() as view:
+            return view.ttl(key)
+
+    @override
+    def load_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        with self.snapshot() as view:
+            return view.load_many(keys)
+
+    @override
+    def load_range(self, key: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        with self.snapshot() as view:
+            return view.load_range(key, start, stop)
+
+    @override
+    def count(self, prefix: str = "") -> int:
+        with self.snapshot() as view:
+            return view.count(prefix)
+
+    @override
+    def keys(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[str]:
+        view = self.snapshot()
+        chosen = view.keys(prefix, start=start, stop=stop, reverse=reverse, limit=limit)
+        return _within(view, chosen)
+
+    @override
+    def items(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        view = self.snapshot()
+        chosen = view.items(prefix, start=start, stop=stop, reverse=reverse, limit=limit)
+        return _within(view, chosen)
+
+    @override
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(self._reading(), self._codec)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _writing(self) -> Engine:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+        if self.options.readonly:
+            raise ReadOnlyStoreError(f"{self.path} was opened for reading")
+        return self._engine
+
+    def _save(self, key: str, value: Any, ttl: TTL | None, require: int) -> bool:
+        engine, preparer = self._writing(), self._preparer
+        encoded = encode_key(key)
+        expires_ms = preparer.expires_ms(ttl)
+        operation = preparer.save(key, encoded, value, expires_ms, require)
+        return engine.committer.commit((operation,), full=self._full)[0]
+
+    @override
+    def save(
+        self, key: str, value: Any, ttl: TTL | None = None, *, if_version: Version | None = None
+    ) -> bool:
+        if if_version is None:
+            return self._save(key, value, ttl, ANYTHING)
+        seq = self._writing().seq_of(if_version)
+        return self._save(key, value, ttl, seq) if seq else False
+
+    @override
+    def add(self, key: str, value: Any, ttl: TTL | None = None) -> bool:
+        return self._save(key, value, ttl, ABSENT)
+
+    @override
+    def delete(self, key: str) -> bool:
+        engine = self._writing()
+        operation = Operation(encode_key(key), DELETE, BY_USER, require=PRESENT)
+        return engine.committer.commit((operation,), full=self._full)[0]
+
+    @override
+    def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
+        engine, preparer = self._writing(), self._preparer
+        expires_ms = preparer.expires_ms(ttl)
+        operations = [
+            preparer.save(key, encode_key(key), value, expires_ms, ANYTHING)
+            for key, value in mapping.items()
+        ]
+        if operations:
+            engine.committer.commit(operations, full=self._full)
+        return len(operations)
+
+    @override
+    def delete_many(self, keys: Iterable[str]) -> int:
+        engine = self._writing()
+        operations = [
+            Operation(key, DELETE, BY_USER, require=PRESENT)
+            for key in dict.fromkeys(map(encode_key, keys))
+        ]
+        return sum(engine.committer.commit(operations, full=self._full)) if operations else 0
+
+    @override
+    def transaction(self) -> EngineTransaction:
+        return EngineTransaction(self._writing(), self._preparer, full=self._full)
+
+    # -- beyond the contract ----------------------------------------------------------------
+
+    @property
+    def content(self) -> ContentSpace:
+        """Contents by address: bytes that are stored once, whoever puts them."""
+        return ContentSpace(self._reading, self._writing, self._preparer, full=self._full)
+
+    def sync(self) -> None:
+        """Bring every commit made so far onto the disk; ``full`` commits are there already.
+
+        Raises:
+            StoreUnavailableError: the flush failed; the store is poisoned.
+        """
+        self._reading().flusher.flush()
+
+    @override
+    def stats(self) -> StoreStats:
+        """What the store holds and what it costs on disk."""
+        return stats.collect(self._reading())
+
+    def verify(self, *, deep: bool = False) -> VerifyReport:
+        """Read every byte of the log and check it.
+
+        Args:
+            deep: also check log, keydir and contents against each other.
+        """
+        return check.verify(self._reading(), deep=deep)
+
+    @classmethod
+    def repair(
+        cls, path: str | os.PathLike[str], *, dry_run: bool = False, clock: Clock | None = None
+    ) -> RepairReport:
+        """Give up what cannot be read, keep all the rest, and build the index anew.
+
+        Damaged files are kept as they were under ``lost+found`` in the store. What was committed
+        and cannot be read is gone; the report says what, as far as can be known. A key whose newest
+        value is known to be lost becomes absent: an older value never comes back in silence.
+
+        Args:
+            path: the store's directory; no process may have it open.
+            dry_run: only report.
+            clock: wall time in seconds, for tests.
+
+        Raises:
+            NotAStoreError: there is no store.
+            StoreLockedError: a process has it open.
+        """
+        chosen = clocks.SYSTEM if clock is None else clock
+        return repair.repair(Path(path).expanduser(), POSIX, chosen, dry_run=dry_run)
+
+    def transact(self, fn: Callable[[Transaction], Result], retries: int = 10) -> Result:
+        del retries  # writers take turns here, so nothing ever conflicts
+        with self.transaction() as tx:
+            return fn(tx)
+
+
+def _within(view: EngineSnapshot, chosen: Iterator[Result]) -> Iterator[Result]:
+    """What was chosen, and the snapshot closed behind it."""
+    with view:
+        yield from chosen
