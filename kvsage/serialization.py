@@ -16,8 +16,9 @@ Rules:
 1. Types are exact. An instance of an unregistered subclass (a namedtuple, an IntEnum, a
    numpy.float64) is refused, never flattened. The one exception: bytearray and memoryview are
    written, and come back, as bytes.
-2. Equal values of equal types give equal bytes, since content is stored once per distinct bytes:
-   the members of a set are sorted by their encoding. The order of a dict is kept, so it counts.
+2. A value has one encoding, since content is stored once per distinct bytes: the members of a set
+   are sorted by theirs. What comes back different is different: 1, 1.0 and True, one instant in two
+   zones, a dict in another order.
 3. An array or a map is its header followed by its packed elements, so a long value can be cut and
    joined between elements.
 4. Reading imports nothing by name and runs nothing but the constructors of registered classes.
@@ -27,10 +28,11 @@ MessagePack extension codes are part of the disk format: never reused, never giv
 
     code  type             payload
       -1  Timestamp        MessagePack's own
-       1  tuple            empty; stands first in an array, before the items
-       2  registered       empty; stands first in the array [mark, name, version, {field: value}]
-       3  set              an array of the members, sorted by their bytes
-       4  frozenset        the same
+       1  tuple            an array of the items, where none of them has parts
+       2  set              an array of the members, sorted by their bytes
+       3  frozenset        the same
+       8  tuple            any other: empty, the head of the array [head, item, ...]
+       9  registered       empty, the head of the array [head, name, version, {field: value}]
       16  int              big-endian two's complement, only beyond 64 bits
       17  Decimal          ASCII, as str() writes it
       18  complex          two big-endian float64: real, imaginary
@@ -39,11 +41,12 @@ MessagePack extension codes are part of the disk format: never reused, never giv
       34  time             ASCII, as datetime
       35  timedelta        three big-endian int32: days, seconds, microseconds
       48  UUID             its 16 bytes
-      49  Path             UTF-8 (bytes that are not UTF-8 stay as they are)
+      49  Path             UTF-8; a file name's bytes that are not UTF-8 stay as they are
       50  PurePosixPath    the same
 
-Tuples and registered objects are marked arrays instead of payloads of their own so that depth
-costs no C stack: each nested call of msgpack takes 40 KB of it to read and up to 430 KB to write.
+Tuples with parts and registered objects are headed arrays, not payloads, because a payload is read
+and written by a nested call of msgpack, which takes 40 KB and up to 430 KB of the C stack. This way
+only sets nest calls, and their depth is bounded.
 """
 
 from __future__ import annotations
@@ -61,20 +64,21 @@ import re
 import reprlib
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias, TypeVar, overload
+from functools import partial
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, overload
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from msgpack import ExtType, Packer, Timestamp, unpackb
-from typing_extensions import override
+from msgpack import ExtType, Packer, StackError, Timestamp, Unpacker, unpackb
 
 from kvsage.errors import SerializationError
 
-__all__ = ["Serializer", "pack", "unpack"]
+__all__ = ["Format", "Serializer", "Upgrade", "pack", "unpack"]
 
 Format: TypeAlias = Literal["json", "msgpack", "pickle"]
 Upgrade: TypeAlias = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -85,10 +89,11 @@ SET_DEPTH_MAX: Final = 8
 PICKLE_PROTOCOL: Final = 5
 PATH_STEPS_MAX: Final = 32
 
-_TUPLE: Final = 1
-_OBJECT: Final = 2
-_SET: Final = 3
-_FROZENSET: Final = 4
+_FLAT_TUPLE: Final = 1
+_SET: Final = 2
+_FROZENSET: Final = 3
+_TUPLE: Final = 8
+_OBJECT: Final = 9
 
 
 # --- Scalars: one row a type ----------------------------------------------------------------------
@@ -106,10 +111,9 @@ class _Scalar(NamedTuple):
     from_json: Callable[[Any], Any]
 
 
-def _expect(body: Any, *kinds: type) -> Any:
-    if type(body) not in kinds:
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{names} expected, not {type(body).__name__}")
+def _expect(body: Any, kind: type) -> Any:
+    if type(body) is not kind:
+        raise TypeError(f"{kind.__name__} expected, not {type(body).__name__}")
     return body
 
 
@@ -189,7 +193,7 @@ def _complex_parts(body: Any) -> complex:
     return complex(real, imaginary)
 
 
-def _path_json(path: PurePosixPath) -> str | dict[str, str]:
+def _path_json(path: PurePath) -> str | dict[str, str]:
     # A POSIX file name is any bytes; JSON text can't hold those that are not UTF-8.
     raw = _path_payload(path)
     try:
@@ -198,15 +202,15 @@ def _path_json(path: PurePosixPath) -> str | dict[str, str]:
         return _bytes_json(raw)
 
 
-def _path_payload(path: PurePosixPath) -> bytes:
+def _path_payload(path: PurePath) -> bytes:
     return str(path).encode("utf-8", "surrogateescape")
 
 
-def _path(kind: type[PurePosixPath], code: int, tag: str) -> _Scalar:
-    def load(payload: bytes) -> PurePosixPath:
+def _path(kind: type[PurePath], code: int, tag: str) -> _Scalar:
+    def load(payload: bytes) -> PurePath:
         return kind(payload.decode("utf-8", "surrogateescape"))
 
-    def from_json(body: Any) -> PurePosixPath:
+    def from_json(body: Any) -> PurePath:
         return load(body if type(body) is bytes else _expect(body, str).encode())
 
     return _Scalar(type(kind()), code, tag, _path_payload, load, _path_json, from_json)
@@ -232,9 +236,9 @@ _SCALARS: Final = (
         to_json=lambda value: [_float_json(value.real), _float_json(value.imag)],
         from_json=_complex_parts,
     ),
-    _textual(datetime, 32, "$datetime", _stamp_text, lambda text: _stamp(datetime, text)),
+    _textual(datetime, 32, "$datetime", _stamp_text, partial(_stamp, datetime)),
     _textual(date, 33, "$date", date.isoformat, date.fromisoformat),
-    _textual(time, 34, "$time", _stamp_text, lambda text: _stamp(time, text)),
+    _textual(time, 34, "$time", _stamp_text, partial(_stamp, time)),
     _Scalar(
         type=timedelta,
         code=35,
@@ -253,11 +257,10 @@ _SCALARS: Final = (
         to_json=str,
         from_json=lambda body: UUID(_expect(body, str)),
     ),
-    _path(Path, 49, "$path"),  # type: ignore[arg-type]  # on POSIX, Path() is a PurePosixPath
+    _path(Path, 49, "$path"),
     _path(PurePosixPath, 50, "$purepath"),
 )
 _SCALAR_OF_TYPE: Final = {scalar.type: scalar for scalar in _SCALARS}
-_LOAD_OF_CODE: Final = {scalar.code: scalar.load for scalar in _SCALARS}
 
 
 # --- The registry of types ------------------------------------------------------------------------
@@ -265,76 +268,67 @@ _LOAD_OF_CODE: Final = {scalar.code: scalar.load for scalar in _SCALARS}
 _TYPE_NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,62}")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Type:
     """A registered class: how it is taken apart into named fields and built again."""
 
-    def __init__(
-        self, cls: type, name: str, version: int, upgrade: Upgrade | Mapping[int, Upgrade] | None
-    ) -> None:
-        self.cls = cls
-        self.name = name
-        self.version = version
-        self._upgrade = upgrade
-
-    def fields_of(self, value: Any) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def build(self, fields: dict[str, Any]) -> Any:
-        raise NotImplementedError
+    cls: type
+    name: str
+    version: int
+    upgrade: Upgrade | Mapping[int, Upgrade]
+    take_apart: Callable[[Any], dict[str, Any]]
+    build: Callable[[dict[str, Any]], Any]
 
     def load(self, version: int, fields: dict[str, Any]) -> Any:
-        if version > self.version:
+        if not 1 <= version <= self.version:
             raise SerializationError(
-                f"{self.name!r} is of version {version}, newer than the version {self.version} "
-                "registered here"
+                f"{self.name!r} is of version {version}; registered here is version {self.version}"
             )
         try:
-            return self.build(self._upgraded(version, fields))
+            if version < self.version:
+                fields = self._upgraded(version, fields)
+            return self.build(fields)
         except Exception as error:
             raise SerializationError(
-                f"{self.name!r} (version {version}) cannot be built: {error}"
+                f"{self.name!r} (version {version}) cannot be built: {_reason(error)}"
             ) from error
 
     def _upgraded(self, version: int, fields: dict[str, Any]) -> dict[str, Any]:
-        if version == self.version or self._upgrade is None:
-            return fields
-        if not isinstance(self._upgrade, Mapping):
-            return dict(self._upgrade(fields))
+        if callable(self.upgrade):
+            return dict(self.upgrade(fields))
         for step in range(version, self.version):
-            if step in self._upgrade:
-                fields = dict(self._upgrade[step](fields))
+            if step in self.upgrade:
+                fields = dict(self.upgrade[step](fields))
         return fields
 
 
-class _DataclassType(_Type):
-    def __init__(
-        self, cls: type, name: str, version: int, upgrade: Upgrade | Mapping[int, Upgrade] | None
-    ) -> None:
-        super().__init__(cls, name, version, upgrade)
-        fields = dataclasses.fields(cls)
-        self._names = [field.name for field in fields]
-        self._set_later = [field.name for field in fields if not field.init]
-        foreign = _required_parameters(cls) - set(self._names)
-        if foreign:
-            raise SerializationError(
-                f"{cls.__qualname__} cannot be registered: its constructor requires "
-                f"{sorted(foreign)}, which are not fields"
-            )
+_Parts: TypeAlias = tuple[Callable[[Any], dict[str, Any]], Callable[[dict[str, Any]], Any]]
 
-    @override
-    def fields_of(self, value: Any) -> dict[str, Any]:
-        return {name: getattr(value, name) for name in self._names}
 
-    @override
-    def build(self, fields: dict[str, Any]) -> Any:
-        unknown = fields.keys() - self._names
-        if unknown:
-            raise ValueError(f"unknown fields {sorted(unknown)}")
-        later = [(name, fields.pop(name)) for name in self._set_later if name in fields]
-        value = self.cls(**fields)
-        for name, part in later:
+def _dataclass_parts(cls: type) -> _Parts:
+    names = [field.name for field in dataclasses.fields(cls)]
+    known = frozenset(names)
+    set_later = [field.name for field in dataclasses.fields(cls) if not field.init]
+    foreign = _required_parameters(cls) - known
+    if foreign:
+        raise SerializationError(
+            f"{cls.__qualname__} cannot be registered: its constructor requires "
+            f"{sorted(foreign)}, which are not fields"
+        )
+
+    def take_apart(value: Any) -> dict[str, Any]:
+        return {name: getattr(value, name) for name in names}
+
+    def build(fields: dict[str, Any]) -> Any:
+        if not known.issuperset(fields):
+            raise ValueError(f"unknown fields {sorted(map(repr, fields.keys() - known))}")
+        later = {name: fields.pop(name) for name in set_later if name in fields}
+        value = cls(**fields)
+        for name, part in later.items():
             object.__setattr__(value, name, part)  # frozen dataclasses refuse setattr
         return value
+
+    return take_apart, build
 
 
 def _required_parameters(cls: type) -> set[str]:
@@ -346,30 +340,21 @@ def _required_parameters(cls: type) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind not in optional}
 
 
-class _EnumType(_Type):
-    @override
-    def fields_of(self, value: Any) -> dict[str, Any]:
-        return {"name": value.name}
-
-    @override
-    def build(self, fields: dict[str, Any]) -> Any:
-        members: Mapping[str, Any] = self.cls.__members__  # type: ignore[attr-defined]
-        return members[_only(fields, "name")]
-
-
-class _FlagType(_Type):
-    @override
-    def fields_of(self, value: Any) -> dict[str, Any]:
-        return {"value": value.value}
-
-    @override
-    def build(self, fields: dict[str, Any]) -> Any:
-        return _expect(self.cls(_expect(_only(fields, "value"), int)), self.cls)
+def _enum_parts(cls: Any) -> _Parts:
+    # A Flag's value may be several members at once, so there it stands for itself.
+    if issubclass(cls, enum.Flag):
+        return (
+            lambda flags: {"value": flags.value},
+            lambda fields: _expect(cls(_expect(_only("value", fields), int)), cls),
+        )
+    return lambda member: {"name": member.name}, lambda fields: cls.__members__[
+        _only("name", fields)
+    ]
 
 
-def _only(fields: dict[str, Any], name: str) -> Any:
+def _only(name: str, fields: dict[str, Any]) -> Any:
     if fields.keys() != {name}:
-        raise ValueError(f"exactly the field {name!r} expected, not {sorted(fields)}")
+        raise ValueError(f"only the field {name!r} expected, not {sorted(map(repr, fields))}")
     return fields[name]
 
 
@@ -384,15 +369,15 @@ def _type_for(
         raise SerializationError(f"the version of {name!r} is a whole number from 1: {version!r}")
     if not isinstance(cls, type):
         raise SerializationError(f"{name!r} registers a class, not {cls!r}")
-    if issubclass(cls, enum.Flag):
-        return _FlagType(cls, name, version, upgrade)
     if issubclass(cls, enum.Enum):
-        return _EnumType(cls, name, version, upgrade)
-    if dataclasses.is_dataclass(cls):
-        return _DataclassType(cls, name, version, upgrade)
-    raise SerializationError(
-        f"{cls.__qualname__} cannot be registered: neither a dataclass nor an Enum"
-    )
+        parts = _enum_parts(cls)
+    elif dataclasses.is_dataclass(cls):
+        parts = _dataclass_parts(cls)
+    else:
+        raise SerializationError(
+            f"{cls.__qualname__} cannot be registered: neither a dataclass nor an Enum"
+        )
+    return _Type(cls, name, version, upgrade or {}, *parts)
 
 
 # Read without a lock: a dict gives each reader a whole entry or none.
@@ -419,21 +404,36 @@ def _register(
     return cls
 
 
+def _type_of(cls: type) -> _Type:
+    entry = _TYPE_OF_CLASS.get(cls)
+    if entry is None:
+        registrable = issubclass(cls, enum.Enum) or dataclasses.is_dataclass(cls)
+        hint = ", which is not registered (Serializer.register)" if registrable else ""
+        raise TypeError(f"a {cls.__module__}.{cls.__qualname__}{hint}")
+    return entry
+
+
 def _build(name: Any, version: Any, fields: Any) -> Any:
-    entry = _TYPE_OF_NAME.get(_expect(name, str))
+    if type(name) is not str or type(version) is not int or type(fields) is not dict:
+        raise TypeError("an object is a name, a version and a mapping of its fields")
+    entry = _TYPE_OF_NAME.get(name)
     if entry is None:
         raise SerializationError(f"no type is registered under the name {name[:80]!r}")
-    return entry.load(_expect(version, int), _expect(fields, dict))
+    return entry.load(version, fields)
 
 
 # --- MessagePack ----------------------------------------------------------------------------------
 
-_TUPLE_MARK: Final = ExtType(_TUPLE, b"")
-_OBJECT_MARK: Final = ExtType(_OBJECT, b"")
+_NATIVE: Final = (type(None), bool, int, float, str, bytes, bytearray, memoryview)
+_WITHOUT_PARTS: Final = frozenset({*_NATIVE, *_SCALAR_OF_TYPE})
+
+_extension: Final = ExtType._make  # checks nothing, and codes and payloads of ours need no check
+_TUPLE_HEAD: Final = _extension((_TUPLE, b""))
+_OBJECT_HEAD: Final = _extension((_OBJECT, b""))
 
 
 class _Packing:
-    """Hands msgpack what it does not know by itself, at one depth of sets within sets."""
+    """Says in MessagePack's terms what msgpack does not know, at one depth of sets within sets."""
 
     def __init__(self, set_depth: int = 0) -> None:
         self._set_depth = set_depth
@@ -443,45 +443,34 @@ class _Packing:
 
     def _substitute(self, value: Any) -> Any:
         kind = type(value)
+        scalar = _SCALAR_OF_TYPE.get(kind)
+        if scalar is not None:
+            return _extension((scalar.code, scalar.dump(value)))
         if kind is tuple:
-            return [_TUPLE_MARK, *value]
+            if _WITHOUT_PARTS.issuperset(map(type, value)):
+                return _extension((_FLAT_TUPLE, _packed(list(value))))
+            return [_TUPLE_HEAD, *value]
         if kind is set or kind is frozenset:
-            return ExtType(_SET if kind is set else _FROZENSET, self._members(value))
-        entry = _TYPE_OF_CLASS.get(kind)
-        if entry is not None:
-            return [_OBJECT_MARK, entry.name, entry.version, entry.fields_of(value)]
-        return ExtType(*_scalar_extension(kind, value))
+            return _extension((_SET if kind is set else _FROZENSET, self._members(value)))
+        entry = _type_of(kind)
+        return [_OBJECT_HEAD, entry.name, entry.version, entry.take_apart(value)]
 
     def _members(self, members: set[Any] | frozenset[Any]) -> bytes:
         if self._set_depth == SET_DEPTH_MAX:
             raise ValueError(f"sets nested more than {SET_DEPTH_MAX} deep")
         packer = _Packing(self._set_depth + 1).packer()
-        # Two lists around the member, for the array it will stand in and as in `_packed`.
-        packed = sorted(packer.pack([[member]])[2:] for member in members)
+        # Packed within an array, as it will stand in one: that level counts for the depth allowed.
+        packed = sorted(packer.pack([member])[1:] for member in members)
         return b"".join([packer.pack_array_header(len(packed)), *packed])
-
-
-def _scalar_extension(kind: type, value: Any) -> tuple[int, bytes]:
-    scalar = _SCALAR_OF_TYPE.get(kind)
-    if scalar is None:
-        _refuse(kind)
-    return scalar.code, scalar.dump(value)
-
-
-def _refuse(kind: type) -> NoReturn:
-    hint = ""
-    if issubclass(kind, enum.Enum) or dataclasses.is_dataclass(kind):
-        hint = ", which is not registered (Serializer.register)"
-    raise TypeError(f"a {kind.__module__}.{kind.__qualname__}{hint}")
 
 
 _PACKING: Final = _Packing()
 
 # A packer holds one value at a time, and while it packs, this thread may pack another value (in a
 # finalizer) and so may other threads. So a packer belongs to one call, and waits here in between:
-# making one costs as much as packing a small record. list.pop and list.append are atomic.
-_idle: Final[list[Any]] = []
-_IDLE_BYTES_MAX: Final = 1 << 20  # what packed more keeps a buffer not worth holding on to
+# making one costs as much as packing a small record. pop and append are atomic.
+_idle: Final[deque[Any]] = deque(maxlen=16)
+_IDLE_BYTES_MAX: Final = 1 << 20  # a buffer that has grown much beyond is better given back
 
 
 def _packed(value: Any) -> bytes:
@@ -489,8 +478,7 @@ def _packed(value: Any) -> bytes:
         packer = _idle.pop()
     except IndexError:
         packer = _PACKING.packer()
-    # msgpack packs one level more than it unpacks; the list around the value takes that level.
-    data: bytes = packer.pack([value])[1:]
+    data: bytes = packer.pack(value)
     if len(data) <= _IDLE_BYTES_MAX:
         _idle.append(packer)
     return data
@@ -516,70 +504,109 @@ def pack(value: Any) -> bytes:
         raise _unwritable(value, error, _packed) from error
 
 
-class _ContainersAheadError(Exception):
-    """The bytes hold more than scalars, so they are read again with all hooks in place."""
+class _PartsAheadError(Exception):
+    """Something with parts, met by a reader that knows only what has none."""
 
 
-def _load_scalar(code: int, payload: bytes) -> Any:
-    load = _LOAD_OF_CODE.get(code)
+def _load(loads: Mapping[int, Callable[[bytes], Any]], code: int, payload: bytes) -> Any:
+    load = loads.get(code)
     if load is not None:
         return load(payload)
-    if _TUPLE <= code <= _FROZENSET:
-        raise _ContainersAheadError
+    if code in _LOAD_FLAT or code in _HEADS:
+        raise _PartsAheadError("parts where there can be none")
     raise ValueError(f"unknown extension code {code}")
 
 
-class _Mark:
-    """What the mark of a tuple or an object is, until its array is complete."""
+_LOAD_SCALAR: Final = {scalar.code: scalar.load for scalar in _SCALARS}
+_load_scalar: Final = partial(_load, _LOAD_SCALAR)
 
 
-_READ_MARKS: Final = {_TUPLE: _Mark(), _OBJECT: _Mark()}
+def _flat(payload: bytes) -> Any:
+    return _expect(unpackb(payload, ext_hook=_load_scalar, strict_map_key=False), list)
+
+
+_LOAD_FLAT: Final[dict[int, Callable[[bytes], Any]]] = {
+    **_LOAD_SCALAR,
+    _FLAT_TUPLE: lambda payload: tuple(_flat(payload)),
+    _SET: lambda payload: set(_flat(payload)),
+    _FROZENSET: lambda payload: frozenset(_flat(payload)),
+}
+_load_flat: Final = partial(_load, _LOAD_FLAT)
+
+
+class _Head:
+    """Stands for the head of a tuple or an object until its array is complete."""
+
+
+_HEADS: Final = {_TUPLE: _Head(), _OBJECT: _Head()}
+_MAP: Final = re.compile(rb"[\x80-\x8f\xde\xdf]")
 
 
 class _Unpacking:
-    """Reads one value that holds tuples, sets or registered objects."""
+    """Reads one value that holds more than `_load_flat` can read.
+
+    A hook on every array makes that slower, so only such values come here, for a second reading.
+    """
 
     def __init__(self, set_depth: int = 0) -> None:
         self._set_depth = set_depth
-        self._marks = 0  # read, and not yet seen at the head of an array
+        self._heads_open = 0
 
     def read(self, data: bytes | bytearray | memoryview) -> Any:
-        value = unpackb(data, ext_hook=self._extension, list_hook=self._array, strict_map_key=False)
-        if self._marks:
-            raise ValueError("a mark that does not stand first in an array")
+        try:
+            value = unpackb(data, ext_hook=self._load, list_hook=self._array, strict_map_key=False)
+        except StackError:
+            self._heads_open = 0
+            value = self._read_parts(data)
+        if self._heads_open:
+            raise ValueError("a head that does not stand first in an array")
         return value
 
-    def _extension(self, code: int, payload: bytes) -> Any:
-        mark = _READ_MARKS.get(code)
-        if mark is not None:
-            _expect_empty(payload)
-            self._marks += 1
-            return mark
+    def _read_parts(self, data: bytes | bytearray | memoryview) -> Any:
+        # msgpack packs one level more than it unpacks, so the outermost is taken off here.
+        unpacker = Unpacker(
+            ext_hook=self._load,
+            list_hook=self._array,
+            strict_map_key=False,
+            max_buffer_size=len(data),
+        )
+        unpacker.feed(data)
+        if _MAP.match(data):
+            size = unpacker.read_map_header()
+            value: Any = {unpacker.unpack(): unpacker.unpack() for _ in range(size)}
+        else:
+            size = unpacker.read_array_header()
+            value = self._array([unpacker.unpack() for _ in range(size)])
+        if unpacker.tell() != len(data):
+            raise ValueError("something stands behind the value")
+        return value
+
+    def _load(self, code: int, payload: bytes) -> Any:
+        head = _HEADS.get(code)
+        if head is not None:
+            if payload:
+                raise ValueError("a head with a payload")
+            self._heads_open += 1
+            return head
         if code == _SET:
             return set(self._members(payload))
         if code == _FROZENSET:
             return frozenset(self._members(payload))
-        return _load_scalar(code, payload)
+        return _load(_LOAD_FLAT, code, payload)
+
+    def _members(self, payload: bytes) -> Any:
+        if self._set_depth == SET_DEPTH_MAX:
+            raise ValueError(f"sets nested more than {SET_DEPTH_MAX} deep")
+        return _expect(_Unpacking(self._set_depth + 1).read(payload), list)
 
     def _array(self, items: list[Any]) -> Any:
-        if not items or type(items[0]) is not _Mark:
+        if not items or type(items[0]) is not _Head:
             return items
-        self._marks -= 1
-        if items[0] is _READ_MARKS[_TUPLE]:
+        self._heads_open -= 1
+        if items[0] is _HEADS[_TUPLE]:
             return tuple(items[1:])
         _, name, version, fields = items
         return _build(name, version, fields)
-
-    def _members(self, payload: bytes) -> list[Any]:
-        if self._set_depth == SET_DEPTH_MAX:
-            raise ValueError(f"sets nested more than {SET_DEPTH_MAX} deep")
-        members: list[Any] = _expect(_Unpacking(self._set_depth + 1).read(payload), list)
-        return members
-
-
-def _expect_empty(payload: bytes) -> None:
-    if payload:
-        raise ValueError("a mark carries no payload")
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Any:
@@ -596,8 +623,8 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
             what `pack` writes; or a registered type is unknown here, newer, or cannot be built.
     """
     try:
-        return unpackb(data, ext_hook=_load_scalar, strict_map_key=False)
-    except _ContainersAheadError:
+        return unpackb(data, ext_hook=_load_flat, strict_map_key=False)
+    except (_PartsAheadError, StackError):
         read = _Unpacking().read
     except Exception as error:
         raise _unreadable(error) from error
@@ -622,14 +649,8 @@ def _to_json(value: Any, depth: int = 0) -> Any:
     write = _TO_JSON.get(kind)
     if write is not None:
         return write(value, depth + 1)
-    return _object_json(value, depth + 1)
-
-
-def _object_json(value: Any, depth: int) -> dict[str, Any]:
-    entry = _TYPE_OF_CLASS.get(type(value))
-    if entry is None:
-        _refuse(type(value))
-    fields = {name: _to_json(part, depth) for name, part in entry.fields_of(value).items()}
+    entry = _type_of(kind)
+    fields = {name: _to_json(part, depth + 1) for name, part in entry.take_apart(value).items()}
     return {"$object": {"type": entry.name, "version": entry.version, "fields": fields}}
 
 
@@ -647,7 +668,8 @@ def _bytes_json(value: bytes | bytearray | memoryview) -> dict[str, str]:
 
 
 def _list_json(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
-    return [_to_json(item, depth) for item in value]
+    # A call for each plain item would double the price of a list.
+    return [item if type(item) in _JSON_NATIVE else _to_json(item, depth) for item in value]
 
 
 def _members_json(value: set[Any] | frozenset[Any], depth: int) -> list[Any]:
@@ -656,7 +678,10 @@ def _members_json(value: set[Any] | frozenset[Any], depth: int) -> list[Any]:
 
 def _dict_json(value: dict[Any, Any], depth: int) -> dict[str, Any]:
     if set(map(type, value)) <= {str} and not (len(value) == 1 and next(iter(value))[:1] == "$"):
-        return {key: _to_json(part, depth) for key, part in value.items()}
+        return {
+            key: part if type(part) in _JSON_NATIVE else _to_json(part, depth)
+            for key, part in value.items()
+        }
     pairs = [[_to_json(key, depth), _to_json(part, depth)] for key, part in value.items()]
     return {"$dict": pairs}
 
@@ -757,11 +782,13 @@ def _read_pickle(data: bytes | bytearray | memoryview) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, (RecursionError, StackError)):
+        return "nested too deep"
     return str(error) or type(error).__name__
 
 
 def _unreadable(error: Exception) -> SerializationError:
-    return SerializationError(f"these bytes are no value: {_reason(error)}")
+    return SerializationError(f"cannot read a value from these bytes: {_reason(error)}")
 
 
 def _guarded(
@@ -776,7 +803,10 @@ def _guarded(
 
 
 def _unwritable(value: Any, error: Exception, write: Callable[[Any], bytes]) -> SerializationError:
-    return SerializationError(f"cannot store {_culprit(value, write)}: {_reason(error)}")
+    path = "value"
+    with suppress(Exception):  # a value odd enough may also refuse to be looked at
+        path = _culprit(value, write)
+    return SerializationError(f"cannot store {path}: {_reason(error)}")
 
 
 def _culprit(value: Any, write: Callable[[Any], bytes]) -> str:
@@ -813,7 +843,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif kind is set or kind is frozenset:
         yield from ((".member", part) for part in list(value))
     elif kind in _TYPE_OF_CLASS:
-        for name, part in _TYPE_OF_CLASS[kind].fields_of(value).items():
+        for name, part in _TYPE_OF_CLASS[kind].take_apart(value).items():
             yield f".{name}", part
 
 
