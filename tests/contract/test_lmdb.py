@@ -1,0 +1,26 @@
+"""The whole contract, by ``LMDBStore`` in both durabilities."""
+
+from kvsage import LMDBStore
+from tests.contract.verbs import Verbs
+
+
+class LMDBContract(Verbs):
+    durability = "full"
+
+    def open_store(self, place, clock, **options):
+        return LMDBStore(place, **{"clock": clock, "durability": self.durability, **options})
+
+    def check(self, store):
+        report = store.verify(deep=True)
+        assert report.ok, report.problems
+
+    def writes(self, store):
+        return store.stats().commits
+
+
+class TestFull(LMDBContract):
+    pass
+
+
+class TestRelaxed(LMDBContract):
+    durability = "relaxed"
