@@ -1,0 +1,198 @@
+"""A store as a whole: info, verify, repair."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import click
+
+from kvsage.cli import render
+from kvsage.cli.call import Call, verb
+from kvsage.cli.exits import CORRUPT, OK
+from kvsage.cli.opening import embedded, embedded_path, open_existing, shown
+from kvsage.stores.embedded import LMDBStore
+from kvsage.types import Problem, RepairReport, StoreStats, VerifyReport
+
+# -- info ---------------------------------------------------------------------------------------
+
+
+@verb("info")
+def info_command(call: Call) -> None:
+    """Show what a store holds, what it costs on disk, and who reads it."""
+    url = call.url()
+    with open_existing(url, readonly=True) as store:
+        stats = store.stats()
+    if call.as_json:
+        render.json_line({"store": shown(url), **_figures(stats)})
+        return
+    if not isinstance(stats, StoreStats):
+        rows = [(name, str(value)) for name, value in _figures(stats).items()]
+        render.show(render.facts(f"Store {shown(url)}", rows))
+        return
+    render.show(render.facts(f"Store {shown(url)}", *_sections(stats)))
+    if stats.segments:
+        render.show(_segments(stats))
+
+
+def _figures(stats: Any) -> dict[str, Any]:
+    if isinstance(stats, StoreStats):
+        return {
+            **asdict(stats),
+            "dedup_ratio": dedup_ratio(stats),
+            "compression_ratio": compression_ratio(stats),
+        }
+    return asdict(stats) if is_dataclass(stats) and not isinstance(stats, type) else dict(stats)
+
+
+def dedup_ratio(stats: StoreStats) -> float | None:
+    """How much sharing saves: bytes of content as keys see them, over bytes of distinct content."""
+    return render.ratio(stats.logical_bytes, stats.content_bytes)
+
+
+def compression_ratio(stats: StoreStats) -> float | None:
+    """How much compression saves: bytes of distinct content, over what they take on disk."""
+    return render.ratio(stats.content_bytes, stats.content_stored_bytes)
+
+
+def _sections(stats: StoreStats) -> list[list[tuple[str, str]]]:
+    size = render.byte_size
+    records = [("keys", f"{stats.keys:,}"), ("commits", f"{stats.commits:,}")]
+    content = [
+        ("content, as its keys see it", size(stats.logical_bytes)),
+        ("distinct contents", f"{stats.contents:,}"),
+        ("references to them", f"{stats.content_references:,}"),
+        ("their size", size(stats.content_bytes)),
+        ("their size on disk", size(stats.content_stored_bytes)),
+        ("dedup ratio", render.times(dedup_ratio(stats))),
+        ("compression ratio", render.times(compression_ratio(stats))),
+    ]
+    disk = [
+        ("log", size(stats.log_bytes)),
+        ("  live", size(stats.live_bytes)),
+        ("  dead", size(stats.dead_bytes)),
+        ("index", size(stats.index_bytes)),
+        ("all files", size(stats.disk_bytes)),
+    ]
+    readers = [
+        (f"reader in process {reader.pid}", _transaction(reader.transaction))
+        for reader in stats.readers
+        if reader.pid != os.getpid()  # this very command
+    ]
+    return [records, content, disk, readers or [("readers", "none")]]
+
+
+def _transaction(number: int | None) -> str:
+    return "idle" if number is None else f"transaction {number:,}"
+
+
+def _segments(stats: StoreStats) -> render.Table:
+    rows = [
+        (
+            str(segment.segment),
+            segment.state,
+            render.byte_size(segment.bytes),
+            render.byte_size(segment.dead_bytes),
+        )
+        for segment in stats.segments
+    ]
+    align = (render.RIGHT, render.LEFT, render.RIGHT, render.RIGHT)
+    return render.Table("Log", ("segment", "state", "size", "dead"), [rows], align)
+
+
+# -- verify -------------------------------------------------------------------------------------
+
+
+@verb("verify")
+@click.option("--deep", is_flag=True, help="Also check log, keys and content against each other.")
+def verify_command(call: Call, *, deep: bool) -> int:
+    """Check every byte of the log; exit 4 and a list when something is wrong."""
+    url = call.url()
+    with open_existing(url, readonly=True) as store:
+        report = embedded(store, "verify").verify(deep=deep)
+    if call.as_json:
+        render.json_line({"store": shown(url), "ok": report.ok, **asdict(report)})
+    else:
+        for text in verify_lines(report):
+            render.line(text)
+    return OK if report.ok else CORRUPT
+
+
+def verify_lines(report: VerifyReport) -> list[str]:
+    """A report in words: each problem, then what was read."""
+    read = ", ".join(
+        (
+            render.plural(report.segments, "segment"),
+            f"{report.batches:,} commits",
+            f"{report.entries:,} entries",
+            render.byte_size(report.bytes),
+        )
+    )
+    verdict = "ok" if report.ok else render.plural(len(report.problems), "problem")
+    depth = ", cross-checked" if report.deep else ""
+    return [*_problem_lines(report.problems), f"{verdict}: {read} read{depth}"]
+
+
+def _problem_lines(problems: tuple[Problem, ...]) -> list[str]:
+    return [render.one_line(str(problem)) for problem in problems]
+
+
+# -- repair -------------------------------------------------------------------------------------
+
+
+@verb("repair")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and touch nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def repair_command(call: Call, *, dry_run: bool, yes: bool) -> int:
+    """Rebuild what can be rebuilt of a damaged store, and say what is lost.
+
+    Damaged files are kept aside as they were. No other process may have the store open. On a
+    terminal it shows what it would do and asks; elsewhere it needs --yes.
+    """
+    path = embedded_path(call.url())
+    if dry_run:
+        plan = LMDBStore.repair(path, dry_run=True)
+        _tell(call, plan)
+        return CORRUPT if plan.problems else OK
+    if not yes and not _agreed(LMDBStore.repair(path, dry_run=True)):
+        render.note("kvsage: nothing was changed")
+        return CORRUPT
+    _tell(call, LMDBStore.repair(path))
+    return OK
+
+
+def _agreed(plan: RepairReport) -> bool:
+    """Whether the person at the terminal wants what ``plan`` says."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("repair changes the store: give --yes, or look with --dry-run first")
+    for text in repair_lines(plan):
+        render.note(text)
+    return not plan.problems or click.confirm("Repair it so?", err=True)
+
+
+def _tell(call: Call, report: RepairReport) -> None:
+    if call.as_json:
+        render.json_line(asdict(report))
+        return
+    for text in repair_lines(report):
+        render.line(text)
+
+
+def repair_lines(report: RepairReport) -> list[str]:
+    """A report in words: each problem, then what was or would be done."""
+    would = "would be " if report.dry_run else ""
+    if not report.problems and not report.rebuilt:
+        return ["nothing to repair"]
+    lines = _problem_lines(report.problems)
+    if report.rebuilt:
+        lines.append(f"index {would}rebuilt from the log")
+    lines.append(
+        f"{report.entries_kept:,} entries {would}kept from damaged files, "
+        f"{render.byte_size(report.bytes_lost)} {would}lost"
+    )
+    lines += [f"lost: {render.one_line(key)}" for key in report.keys_lost]
+    if report.saved_to is not None:
+        lines.append(f"damaged files {would}kept in {report.saved_to}")
+    return lines

@@ -1,0 +1,142 @@
+"""Running the command as a user does: a process of its own, with its streams and its exit code."""
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "kvsage"]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+
+Run = Callable[..., Outcome]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("KVSAGE_") and name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
+    }
+    return {**kept, "TERM": "xterm-256color", **changes}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the command away from any terminal; `env` adds to the environment, `stdin` is bytes."""
+
+    def run(*arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
+        done = subprocess.run(
+            [*COMMAND, *map(_text, arguments)],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            env=environment(**env),
+            timeout=120,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr.decode())
+
+    return run
+
+
+def _text(argument: object) -> str:
+    return argument if isinstance(argument, str) else str(argument)
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start the command and leave it running; its streams are pipes unless told otherwise."""
+    with ExitStack() as ends:
+
+        def spawn(*arguments: object, **streams: object) -> subprocess.Popen[bytes]:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+            process = subprocess.Popen(
+                [*COMMAND, *map(_text, arguments)],
+                stdin=subprocess.DEVNULL,
+                cwd=tmp_path,
+                env=environment(TMPDIR=str(tmp_path)),
+                **pipes,
+            )
+            ends.enter_context(process)
+            ends.callback(process.kill)
+            return process
+
+        yield spawn
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def keep(run: Run, store: Path) -> Run:
+    """Run the command on the test's store."""
+
+    def keep(verb: str, *arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
+        return run(verb, "--store", store, *arguments, stdin=stdin, **env)
+
+    return keep
+
+
+@pytest.fixture
+def on_terminal(tmp_path: Path, store: Path) -> Run:
+    """Run the command on the test's store with a terminal for all three streams."""
+
+    def on_terminal(verb: str, *arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
+        ours, theirs = pty.openpty()
+        shown = bytearray()
+        process = subprocess.Popen(
+            [*COMMAND, verb, *map(_text, arguments)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=tmp_path,
+            env=environment(KVSAGE_STORE=str(store), COLUMNS="100", **env),
+        )
+        os.close(theirs)
+        reader = threading.Thread(target=_drain, args=(ours, shown))
+        reader.start()
+        if stdin:
+            os.write(ours, stdin)
+        try:
+            code = process.wait(timeout=120)
+        finally:
+            process.kill()
+            reader.join()
+            os.close(ours)
+        return Outcome(code, bytes(shown).replace(b"\r\n", b"\n"), "")
+
+    return on_terminal
+
+
+def _drain(terminal: int, shown: bytearray) -> None:
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # Linux says EIO when the last writer has gone
+            return
+        if not part:
+            return
+        shown += part
