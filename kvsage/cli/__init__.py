@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         # Not at the top: without the extra this very import fails, and deserves a plain answer.
-        from kvsage.cli.app import run
+        from kvsage.cli.app import run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise

@@ -84,9 +84,9 @@ class Verbs(click.Group):
                 formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
 
-def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:
+def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:  # noqa: FBT001  # click calls it so
     if value:
-        from importlib import metadata
+        from importlib import metadata  # noqa: PLC0415  # a tenth of what --help may take
 
         try:
             version = metadata.version("kvsage")
@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         code = USAGE
         _say_usage(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # the last place where it can be explained
         code = exit_code(error)
         _say(error, debug=call.debug)
     return code

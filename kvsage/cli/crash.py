@@ -78,7 +78,9 @@ def kill_writer(path: Path) -> Killed:
         StoreUnavailableError: the child ended by itself.
     """
     command = [sys.executable, "-m", "kvsage.cli.crash_writer", str(path)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(  # noqa: S603  # our own module
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         try:
             said, seconds = _listen(child.stdout)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NOTE_SECONDS = 5.0
 """How often a long task says where it is, where there is no terminal to draw a bar on."""
 
+KILO = 1000
+MINUTE = 60
+
 STEERING = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]|\\r(?!\\n)"
 )
@@ -82,24 +85,24 @@ def _escape(char: str) -> str:
 
 def byte_size(count: float) -> str:
     """A number of bytes for people: ``512 B``, ``1.5 kB``, ``20.3 MB``; 1 kB is 1,000 bytes."""
-    if abs(count) < 1000:
+    if abs(count) < KILO:
         return f"{count:,.0f} B"
     for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if abs(count) < 999.95:
+        count /= KILO
+        if abs(count) < KILO - 0.05:  # what rounds to 1000.0 takes the next unit
             return f"{count:.1f} {unit}"
-    return f"{count / 1000:,.1f} TB"
+    return f"{count / KILO:,.1f} TB"
 
 
 def duration(seconds: float) -> str:
     """A measured time for people: ``850 us``, ``12.3 ms``, ``4.56 s``, ``2 min 5 s``."""
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} us"
+    if seconds * KILO < 1:
+        return f"{seconds * KILO * KILO:.0f} us"
     if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    if seconds < 60:
+        return f"{seconds * KILO:.1f} ms"
+    if seconds < MINUTE:
         return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(seconds), MINUTE)
     return f"{minutes} min {rest} s"
 
 
@@ -149,7 +152,7 @@ def show(table: Table) -> None:
     if is_terminal(sys.stdout):
         try:
             # Not at the top: rich takes as long to load as all the rest, and pipes do not need it.
-            from kvsage.cli import rich_screen
+            from kvsage.cli import rich_screen  # noqa: PLC0415
         except ModuleNotFoundError:
             pass
         else:
@@ -228,7 +231,7 @@ def progress(label: str, count: int, total: int) -> Iterator[Progress]:
     """Show how far a task over ``count`` files with ``total`` bytes has come."""
     if is_terminal(sys.stderr):
         try:
-            from kvsage.cli import rich_screen
+            from kvsage.cli import rich_screen  # noqa: PLC0415
         except ModuleNotFoundError:
             pass
         else:
