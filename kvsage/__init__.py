@@ -30,7 +30,7 @@ from kvsage.errors import (
 from kvsage.serialization import Serializer
 from kvsage.store import PersistenceStore, Snapshot, Transaction, TransactionalStore
 from kvsage.stores.embedded import LMDBStore
-from kvsage.stores.registry import open  # noqa: A004  # kvsage.open
+from kvsage.stores.registry import open  # kvsage.open
 from kvsage.types import Capabilities, Entry
 
 __all__ = [

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
+from typing_extensions import override
+
 from kvsage.errors import InvalidTTLError
 
 Durability: TypeAlias = Literal["full", "relaxed"]
@@ -29,7 +31,7 @@ def ttl_seconds(ttl: TTL) -> float:
     """
     if isinstance(ttl, timedelta):
         seconds = ttl.total_seconds()
-    elif isinstance(ttl, (int, float)) and not isinstance(ttl, bool):
+    elif type(ttl) in {int, float}:  # a bool is an int to isinstance, and no duration
         try:
             seconds = float(ttl)
         except OverflowError:
@@ -83,6 +85,7 @@ class Problem:
     length: int | None = None
     keys: tuple[str, ...] = ()
 
+    @override
     def __str__(self) -> str:
         place = "" if self.segment is None else f"segment {self.segment}"
         if place and self.offset is not None:

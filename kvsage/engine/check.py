@@ -126,7 +126,7 @@ class Check:
         self._entry_bytes[segment] += batch.header.length
         at = batch.offset + BATCH_BYTES
         try:
-            for offset, framed in split_entries(batch.body, batch.header.count):
+            for offset, framed in split_entries(batch.body, batch.header.entries):
                 self._entry(segment, at + offset, framed, batch, kind)
         except CorruptionError as error:
             self._problem(str(error), segment, batch.offset)

@@ -18,13 +18,13 @@ the store: what the disk holds is no longer known, so nobody builds on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Content, compress, hold, release
-from kvsage.engine.recovery import adopt, begin_segment, mark_used
+from kvsage.engine.rotation import adopt, begin_segment
+from kvsage.engine.trust import mark_used
 from kvsage.errors import KvsageError, PoisonedError, ValueTooLargeError
 from kvsage.index.contents import ContentRow, decode_content_row, encode_content_row
 from kvsage.index.env import LmdbError, MapFull, Txn
@@ -49,7 +49,6 @@ from kvsage.log.format import (
     CONTENT_HEAD,
     CONTENT_KEY,
     CONTENT_REF,
-    DELETE,
     ENTRY_BODY,
     ENTRY_BYTES,
     IS_CONTENT,
@@ -60,6 +59,8 @@ from kvsage.log.format import (
 from kvsage.log.writer import make_room
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kvsage.engine.engine import Engine
 
 # What an operation requires of its key; a version requires the entry with that seq.
@@ -237,7 +238,7 @@ class Committer:
         changed = False
         fd = engine.files.fds.get(meta.segment) or engine.files.fd(meta.segment)
         ahead = engine.disk.read(fd, 4, meta.offset + MAGIC_OFFSET)
-        if ahead == BATCH_MAGIC_BYTES or len(ahead) < 4:  # noqa: PLR2004  # the magic's length
+        if ahead == BATCH_MAGIC_BYTES or len(ahead) < 4:  # the magic's length
             # Bytes of a batch, or the end of the file, which a writer that died may have sealed.
             after = adopt(engine, txn, meta)
             meta, changed = after, after != meta

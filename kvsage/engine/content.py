@@ -18,14 +18,15 @@ from xxhash import xxh3_128_digest
 
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row, encode_content_row
-from kvsage.index.env import Index, Txn
 from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
+    from kvsage.index.env import Index, Txn
 
 CACHE_BYTES_MAX = 16 << 20
 CACHED_BYTES_MAX = 1 << 20  # one content this large or larger is not worth what it would push out
+HEX_DIGITS = 32
 WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may ask for more
 
 _local = threading.local()
@@ -114,7 +115,7 @@ def address_of(content_key: bytes) -> str:
 def content_key_of(address: str) -> bytes | None:
     """The content key of an address; None where it is no address."""
     digest, dash, number = address.partition("-")
-    canonical = len(digest) == 32 and digest == digest.lower()  # noqa: PLR2004  # hex digits
+    canonical = len(digest) == HEX_DIGITS and digest == digest.lower()
     if not canonical or (dash and not (number.isascii() and number.isdecimal())):
         return None
     try:

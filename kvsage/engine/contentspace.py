@@ -6,16 +6,20 @@ is counted, kept through compaction and found by a rebuild like everything else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kvsage.engine.commit import PRESENT, Operation
 from kvsage.engine.content import address_of, content_key_of
 from kvsage.engine.engine import Engine, Mismatch
-from kvsage.engine.preparing import Preparer
 from kvsage.engine.snapshot import View
 from kvsage.errors import CorruptionError, KeyNotFoundError, SerializationError, ValueTooLargeError
 from kvsage.index.keydir import CONTENT_ROOT
 from kvsage.log.format import BY_USER, DELETE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvsage.engine.preparing import Preparer
 
 
 class ContentSpace:

@@ -14,10 +14,8 @@ import os
 import secrets
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvsage.clock import Clock
 from kvsage.engine.commit import Committer
 from kvsage.engine.content import RawCache, decode_content
 from kvsage.engine.flusher import Flusher
@@ -30,11 +28,8 @@ from kvsage.errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
-from kvsage.fs import Disk
 from kvsage.fs.locks import LockFile, WriterGate, identity, wait_for_lock
 from kvsage.fs.mounts import refuse_network_filesystem
-from kvsage.index.contents import ContentRow
-from kvsage.index.env import Index
 from kvsage.index.segments import get_meta, put_meta
 from kvsage.log.format import (
     CONTENT_KEY,
@@ -52,7 +47,15 @@ from kvsage.log.format import (
 )
 from kvsage.log.segment import LogFiles, inspect, list_files
 from kvsage.log.writer import create_file
-from kvsage.options import StoreOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvsage.clock import Clock
+    from kvsage.fs import Disk
+    from kvsage.index.contents import ContentRow
+    from kvsage.index.env import Index
+    from kvsage.options import StoreOptions
 
 NAMES = frozenset(
     {
@@ -72,7 +75,11 @@ NAMES = frozenset(
 )
 
 
-class Mismatch(Exception):  # noqa: N818  # a signal between two functions here, not an error
+FIRST_HEADER_BYTES = 4096  # more than the first segment is before anything is committed
+TIMELINE_DIGITS = 16
+
+
+class Mismatch(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
     """What the index points to is not there: the log moved on, or something is damaged."""
 
 
@@ -131,7 +138,7 @@ class Engine:
                 )
                 failed.callback(self.gate.close)
                 open_index(self, fresh=fresh)
-                failed.callback(lambda: self.index.close())
+                failed.callback(self.index.close)
                 self._catch_up()
                 failed.pop_all()
         self.pid = os.getpid()
@@ -245,7 +252,7 @@ class Engine:
         self.committer = Committer(self)
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
-        self.gate = WriterGate.closed(self._revive)
+        self.gate = WriterGate(self.disk, None, 0, self._revive)
 
     def _revive(self) -> WriterGate:
         with _registry_lock:
@@ -310,7 +317,7 @@ class Engine:
             ConfigError: it is no token.
         """
         seq, at, timeline = version.partition("@")
-        if not (at and seq.isascii() and seq.isdecimal() and len(timeline) == 16):  # noqa: PLR2004
+        if not (at and seq.isascii() and seq.isdecimal() and len(timeline) == TIMELINE_DIGITS):
             raise ConfigError(f"{version!r:.80} is not a version that entry() gave")
         return int(seq) if version == self.version(int(seq)) else 0
 
@@ -338,9 +345,6 @@ def _is_bare(disk: Disk, path: Path) -> bool:
         return disk.size(fd) <= FIRST_HEADER_BYTES
     finally:
         disk.close(fd)
-
-
-FIRST_HEADER_BYTES = 4096
 
 
 def _raise_closed() -> WriterGate:
@@ -393,6 +397,12 @@ def _make_directory(path: Path, disk: Disk, *, create: bool) -> None:
         raise StoreUnavailableError(f"cannot make {path}: {error.strerror}") from error
 
 
+def is_open(path: Path) -> bool:
+    """Whether this process has the store at ``path`` open."""
+    with _registry_lock:
+        return identity(path) in _registry
+
+
 def release(engine: Engine) -> None:
     """One handle less; the last one closes."""
     with _registry_lock:
@@ -417,7 +427,7 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _registry_lock  # noqa: PLW0603  # the parent's may be held by a thread that is not here
+    global _registry_lock  # noqa: PLW0603  # its owner may be a thread that did not come along
     _registry_lock = threading.RLock()
     for engine in _registry.values():
         engine.forked()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvsage.engine.commit import Operation
 from kvsage.engine.content import Content, compress, content_hash
@@ -13,8 +13,10 @@ from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.log.format import CONTENT_KEY, PUT
-from kvsage.options import StoreOptions
 from kvsage.types import TTL, ttl_seconds
+
+if TYPE_CHECKING:
+    from kvsage.options import StoreOptions
 
 
 class Preparer:

@@ -1,22 +1,24 @@
 """``load``, flat: what ``EngineSnapshot.load`` does in a dozen calls, in one.
 
-The hot path of the whole library. A system call (``pread``) is cheaper here than a mapped slice, and
+The hot path of the whole library. A system call (``pread``) is as fast here as a mapped slice, and
 a failing disk is an error, not a SIGBUS.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.engine import Engine, Mismatch
 from kvsage.engine.snapshot import View, corruption
-from kvsage.engine.values import Codec
 from kvsage.index.env import LmdbError
 from kvsage.index.keydir import ROW
 from kvsage.log.format import CHECKSUM_BYTES, ENTRY, ENTRY_BYTES, IS_CONTENT, PUT
 from kvsage.store import encode_key
+
+if TYPE_CHECKING:
+    from kvsage.engine.values import Codec
 
 _row = ROW.unpack
 _header = ENTRY.unpack_from

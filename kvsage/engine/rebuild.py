@@ -4,9 +4,9 @@ The newest segment whose header checks says which files count and where each of 
 are applied by seq, not by place: the highest seq of a key wins wherever it stands. References to
 contents are counted in a second pass over what is live at the end.
 
-Order, so that a kill or a power cut at any point loses nothing and the next opener starts over:
-the new index is built beside; the log's last segment is cut behind its last commit and sealed; a new
-segment begins a new timeline; then the new index takes the old one's place, and last INDEX names it.
+Order, so that a kill or a power cut at any point loses nothing and the next opener starts over: the
+new index is built beside; the log's last segment is cut behind its last commit and sealed; a new
+segment begins a new timeline; the new index takes the old one's place; last, INDEX names it.
 Damage is raised before anything but the unfinished new index has been touched.
 """
 
@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvsage.engine.recovery import new_header, write_trust
+from kvsage.engine.rotation import new_header
+from kvsage.engine.trust import write_trust
 from kvsage.errors import CorruptionError
-from kvsage.fs import Disk
 from kvsage.index.contents import CONTENT_ROW, decode_content_row, encode_content_row
 from kvsage.index.env import Index, LmdbError, Txn
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import ROW, SYSTEM, Row, decode_row
 from kvsage.index.segments import Meta, SegmentRow, put_meta, put_segment, segment_key
-from kvsage.index.trust import Trust
 from kvsage.log.format import (
     BATCH_BYTES,
     CONTENT,
@@ -48,7 +45,12 @@ from kvsage.log.segment import LogFile, inspect, list_files
 from kvsage.log.writer import create_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from kvsage.engine.engine import Engine
+    from kvsage.fs import Disk
+    from kvsage.index.trust import Trust
 
 CHUNK = 50_000  # keys gathered before they go into the index in the order of their bytes
 
@@ -151,7 +153,7 @@ class Replay:
             tail = Tail(file.start, 0, file.chain, header.after_seq)
             for batch in reader.batches(file.start, file.chain, header.after_seq, end):
                 self._batch(
-                    file.segment, batch.offset + BATCH_BYTES, batch.header.count, batch.body
+                    file.segment, batch.offset + BATCH_BYTES, batch.header.entries, batch.body
                 )
                 tail = Tail(batch.end, batch.offset, batch.header.checksum, batch.header.seq)
                 if len(self._rows) > CHUNK:
@@ -177,7 +179,7 @@ class Replay:
             split = start + key_length
             key = body[start:split]
             length = ENTRY_BYTES + key_length + value_length
-            if kind == PUT or kind == DELETE:  # noqa: PLR1714  # twice as fast as a set
+            if kind == PUT or kind == DELETE:  # noqa: PLR1714, SIM109  # faster than a set
                 known = rows.get(key)
                 if known is None or known[3] <= seq:
                     rows[key] = (segment, base + offset, length, seq, expires_ms, flags, kind)
@@ -209,7 +211,7 @@ class Replay:
         self._empty = False
 
     @staticmethod
-    def _newer(txn: Txn, key: bytes, seq: int, mine: object, other: object) -> bool:
+    def _newer(txn: Txn, key: bytes, seq: int, mine: Any, other: Any) -> bool:
         """Whether ``seq`` is the newest of ``key``; then it stands in ``other`` no more."""
         for db in (mine, other):
             data = txn.get(key, None, db)

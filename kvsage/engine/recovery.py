@@ -10,56 +10,38 @@ one that rebuilds, repairs or closes clean. So letting it go and taking it anew 
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
 from typing import TYPE_CHECKING
 
-from kvsage.errors import CorruptionError, KvsageError, PoisonedError, StoreLockedError
-from kvsage.engine.content import hold, release
+from kvsage.engine.rebuild import rebuild
+from kvsage.engine.rotation import adopt, new_header
+from kvsage.engine.trust import looks_trusted, write_trust
+from kvsage.errors import KvsageError, PoisonedError, StoreLockedError
 from kvsage.fs.locks import try_lock, unlock, wait_for_lock
-from kvsage.index.env import Index, LmdbError, Txn
-from kvsage.index.contents import ContentRow, encode_content_row
-from kvsage.index.keydir import set_deleted, set_live
+from kvsage.index.env import Index, LmdbError
 from kvsage.index.segments import (
     Meta,
-    SegmentRow,
-    add_dead,
-    all_segments,
     get_meta,
-    get_segment,
     put_meta,
-    put_segment,
 )
-from kvsage.index.trust import Trust, boot_id, encode_trust, read_trust
+from kvsage.index.trust import Trust, read_trust
 from kvsage.log.format import (
-    BATCH_BYTES,
     CHECKSUM_BYTES,
-    CONTENT,
-    CONTENT_HEAD,
-    CONTENT_KEY,
-    DELETE,
     END_BYTES,
-    IS_CONTENT,
-    PUT,
     EndMark,
-    FileKind,
     ListedFile,
-    SegmentHeader,
-    Timeline,
     decode_end,
-    decode_entry,
     encode_batch,
     encode_end,
     encode_header,
     place,
-    split_entries,
 )
 from kvsage.log.reader import Batch, SegmentReader
-from kvsage.log.segment import inspect, list_files, read_header
+from kvsage.log.segment import read_header
 from kvsage.log.writer import create_file, make_room
 
 if TYPE_CHECKING:
+    from kvsage.log.format import SegmentHeader
     from kvsage.engine.engine import Engine
 
 
@@ -78,7 +60,7 @@ def open_index(engine: Engine, *, fresh: bool) -> None:
         StoreLockedError: the index must be rebuilt and other processes have the store open.
     """
     trust = read_trust(engine.disk, engine.trust_path)
-    if _looks_trusted(engine, trust):
+    if looks_trusted(engine.path, trust, engine.identity.uuid):
         _join(engine)
         index = Index(engine.index_path, engine.options.index_map_bytes)
         meta = _agreeing(engine, index, trust)
@@ -92,8 +74,6 @@ def open_index(engine: Engine, *, fresh: bool) -> None:
             write_anew(engine, meta)
     else:
         _stay_alone(engine, None)
-    from kvsage.engine.rebuild import rebuild  # noqa: PLC0415  # only when there is need
-
     rebuild(engine, trust, fresh=fresh)
     unlock(engine.lock.fd)
     _join(engine)
@@ -126,21 +106,6 @@ def _stay_alone(engine: Engine, meta: Meta | None) -> None:
         raise
 
 
-def _looks_trusted(engine: Engine, trust: Trust | None) -> bool:
-    """Whether INDEX vouches for the very file that is there."""
-    if trust is None or trust.uuid != engine.identity.uuid:
-        return False
-    try:
-        status = os.stat(engine.index_path / "data.mdb")
-    except OSError:
-        return False
-    if (status.st_dev, status.st_ino) != (trust.device, trust.inode):
-        return False
-    if trust.clean:
-        return status.st_size == trust.size
-    return bool(trust.boot) and trust.boot == boot_id()
-
-
 def _agreeing(engine: Engine, index: Index, trust: Trust | None) -> Meta | None:
     """Where the index says that the log ends, if the log agrees."""
     try:
@@ -155,51 +120,28 @@ def _agreeing(engine: Engine, index: Index, trust: Trust | None) -> Meta | None:
     if header is None or header[0].segment != meta.segment:
         return None
     engine.timelines = header[0].timelines
+    return meta if _ends_there(engine, fd, meta, trust, header) else None
+
+
+def _ends_there(
+    engine: Engine,
+    fd: int,
+    meta: Meta,
+    trust: Trust,
+    found: tuple[SegmentHeader, int, int],
+) -> bool:
+    """Whether the last thing before the index's end of the log is what the index says."""
     if trust.clean:
-        if (meta.segment, meta.offset, meta.seq, meta.chain) != trust[7:]:
-            return None
-        mark = engine.disk.read(fd, END_BYTES, meta.offset)
-        end = decode_end(mark, engine.salt, meta.segment, meta.offset)
-        return meta if end == EndMark(meta.offset, meta.seq, meta.chain) else None
+        data = engine.disk.read(fd, END_BYTES, meta.offset)
+        mark = decode_end(data, engine.salt, meta.segment, meta.offset)
+        end = (meta.segment, meta.offset, meta.seq, meta.chain)
+        return end == trust[-len(end) :] and mark == EndMark(meta.offset, meta.seq, meta.chain)
     if not meta.last:
-        return meta if (meta.offset, meta.chain) == (header[2], header[1]) else None
-    # A damaged last batch is no reason to distrust the index: reads report it, and only it.
-    reader = SegmentReader(engine.disk, fd, meta.segment, engine.salt)
-    batch = reader.header_at(meta.last)
-    agrees = batch is not None and (batch.checksum, batch.seq) == (meta.chain, meta.seq)
-    return meta if agrees else None
-
-
-def mark_used(engine: Engine) -> None:
-    """Let INDEX say "not clean", durably, before the first change to a cleanly closed index.
-
-    Behind the writer gate. No other process can close clean while this one has the store open, so
-    once is enough.
-    """
-    trust = read_trust(engine.disk, engine.trust_path)
-    if trust is None or trust.clean:
-        with engine.index.reading() as txn:
-            meta = get_meta(txn)
-        assert meta is not None
-        write_trust(engine, meta, clean=False)
-    engine.used = True
-
-
-def write_trust(engine: Engine, meta: Meta, *, clean: bool) -> None:
-    """Replace INDEX."""
-    status = os.stat(engine.index_path / "data.mdb")
-    end = (meta.segment, meta.offset, meta.seq, meta.chain) if clean else (0, 0, 0, 0)
-    trust = Trust(
-        clean,
-        engine.identity.uuid,
-        boot_id(),
-        status.st_dev,
-        status.st_ino,
-        status.st_size if clean else 0,
-        meta.epoch,
-        *end,
-    )
-    engine.disk.replace(engine.trust_path, encode_trust(trust))
+        _, chain, start = found
+        return (meta.offset, meta.chain) == (start, chain)
+    # Its header alone: damage further in is no reason to distrust the index. Reads report that.
+    batch = SegmentReader(engine.disk, fd, meta.segment, engine.salt).header_at(meta.last)
+    return batch is not None and (batch.checksum, batch.seq) == (meta.chain, meta.seq)
 
 
 def close_clean(engine: Engine) -> None:
@@ -229,130 +171,6 @@ def close_clean(engine: Engine) -> None:
     index.sync()
     disk.sync_directory(engine.index_path)
     write_trust(engine, meta, clean=True)
-
-
-# -- inside a commit: what a dead writer left, and the next segment -----------------------------
-
-
-def adopt(engine: Engine, txn: Txn, meta: Meta) -> Meta:
-    """Apply what the log holds past the index's end; its writer died before it could.
-
-    Behind the writer gate, in the caller's transaction.
-    """
-    while True:
-        fd = engine.files.fd(meta.segment)
-        reader = SegmentReader(engine.disk, fd, meta.segment, engine.salt)
-        for batch in reader.batches(meta.offset, meta.chain, meta.seq):
-            engine.disk.sync_data(fd)  # durable before visible
-            _apply(engine, txn, meta.segment, batch)
-            meta = meta._replace(
-                offset=batch.end,
-                last=batch.offset,
-                chain=batch.header.checksum,
-                seq=batch.header.seq,
-                flushed_seq=batch.header.seq,
-            )
-        if reader.size > meta.offset:
-            return meta
-        sealed = _sealed_behind(engine, txn, meta)
-        if sealed is None:
-            return meta
-        meta = sealed
-
-
-def _sealed_behind(engine: Engine, txn: Txn, meta: Meta) -> Meta | None:
-    """The segment that a writer began behind this one before it died or gave up, if any."""
-    for segment, path in list_files(engine.disk, engine.log_path).items():
-        if segment <= meta.segment or path.suffix != ".seg":
-            continue
-        file = inspect(engine.disk, segment, path, engine.identity.uuid)
-        header = file.header
-        if header is None or (header.after_seq, header.chain) != (meta.seq, meta.chain):
-            continue
-        if header.timeline == meta.timeline:
-            return _enter_segment(txn, meta, header, (file.chain, file.start))
-    return None
-
-
-def _enter_segment(txn: Txn, meta: Meta, header: SegmentHeader, place_: tuple[int, int]) -> Meta:
-    """Rows for a segment sealed at the index's end and for the one behind it."""
-    chain, start = place_
-    sealed = get_segment(txn, meta.segment)
-    assert sealed is not None
-    put_segment(txn, meta.segment, sealed._replace(end=meta.offset))
-    row = SegmentRow(start, start, header.after_seq, 0, FileKind.SEGMENT)
-    put_segment(txn, header.segment, row)
-    return meta._replace(
-        segment=header.segment,
-        offset=start,
-        last=0,
-        chain=chain,
-        flushed_seq=meta.seq,
-        timeline=header.timeline,
-    )
-
-
-def begin_segment(engine: Engine, txn: Txn, meta: Meta) -> Meta:
-    """Seal the active segment and begin the next one.
-
-    Order: the old one is cut at its end and flushed, so that the new header proves every commit
-    before it to be durable; then the new one appears, whole, with its name. If the caller's
-    transaction does not commit, the next writer finds the new segment by ``adopt``.
-    """
-    disk = engine.disk
-    fd = engine.files.fd(meta.segment)
-    disk.truncate(fd, meta.offset)
-    disk.sync(fd)
-    files = [ListedFile(segment, row.end) for segment, row in all_segments(txn)]
-    files = [file for file in files if file.segment != meta.segment]
-    files.append(ListedFile(meta.segment, meta.offset))
-    header = new_header(engine, meta, tuple(sorted(files)))
-    _, chain, start = create_file(disk, engine.log_path, header)
-    return _enter_segment(txn, meta, header, (chain, start))
-
-
-def new_header(engine: Engine, meta: Meta, files: tuple[ListedFile, ...]) -> SegmentHeader:
-    """The header of the next segment behind ``meta``, in the engine's newest timeline."""
-    taken = list_files(engine.disk, engine.log_path)
-    return SegmentHeader(
-        FileKind.SEGMENT,
-        engine.identity.uuid,
-        max(taken, default=0) + 1,
-        secrets.randbits(64),
-        engine.timelines[-1].timeline,
-        meta.seq,
-        meta.chain,
-        0,
-        int(engine.clock() * 1000),
-        files,
-        engine.timelines,
-    )
-
-
-def _apply(engine: Engine, txn: Txn, segment: int, batch: Batch) -> None:
-    """Rows for the entries of a batch that is newer than everything in the index."""
-    index, dead = engine.index, {}
-    for offset, framed in split_entries(batch.body, batch.header.count):
-        entry = decode_entry(framed)
-        if entry is None:
-            raise CorruptionError("an entry does not check", segment=segment, offset=batch.offset)
-        at = batch.offset + BATCH_BYTES + offset
-        row = (segment, at, len(framed), entry.seq, entry.expires_ms, entry.flags)
-        if entry.kind == CONTENT:
-            (raw_length,) = CONTENT_HEAD.unpack_from(entry.value)
-            content = ContentRow(segment, at, len(framed), entry.seq, raw_length, 0)
-            txn.put(entry.key, encode_content_row(content), db=index.contents)
-            continue
-        if entry.kind not in {PUT, DELETE}:
-            continue
-        holds = entry.kind == PUT and entry.flags & IS_CONTENT
-        if holds and not hold(index, txn, entry.value[: CONTENT_KEY.size]):
-            raise CorruptionError("a content is missing", segment=segment, offset=at)
-        set_row = set_live if entry.kind == PUT else set_deleted
-        old = set_row(index, txn, entry.key, row, dead)
-        if old is not None and old[5] & IS_CONTENT:
-            release(engine, txn, entry.key, old, dead)
-    add_dead(txn, dead)
 
 
 # -- after a failed flush -----------------------------------------------------------------------

@@ -1,5 +1,479 @@
-"""x."""
+"""``repair``: give up what cannot be read, keep all the rest, build the index anew.
+
+Only on request, and only by the one process that has the store open, because it loses what was
+acknowledged. What it keeps:
+
+- every batch that checks, and in a batch that does not, every entry that checks by itself;
+- an entry with a single flipped bit: it is found by trying, since each entry bears a checksum.
+
+A key is known to have lost its newest value when a trusted index leads into the damage, when a
+damaged entry still bears a plausible header, or when its content is gone. Such a key is deleted, so
+that no older value comes back in its place.
+
+Order: the damaged files are linked into ``lost+found``; what could be read of each is written to a
+copy; INDEX goes, so that nobody trusts an index over the log to come; then one new segment, whose
+header lists the sound files and the copies, decides. A kill before that leaves all as it was.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvsage.engine import engine as engines
+from kvsage.engine.rebuild import holds_batches
+from kvsage.engine.salvage import grouped, is_text, whole_at
+from kvsage.engine.trust import looks_trusted
+from kvsage.errors import (
+    CorruptionError,
+    KvsageError,
+    NotAStoreError,
+    StoreLockedError,
+)
+from kvsage.fs.locks import LockFile, try_lock
+from kvsage.index.env import Index, LmdbError
+from kvsage.index.keydir import decode_row
+from kvsage.index.trust import Trust, read_trust
+from kvsage.log.format import (
+    BATCH_BYTES,
+    BY_USER,
+    CHECKSUM_BYTES,
+    CONTENT,
+    CONTENT_KEY,
+    DELETE,
+    ENTRY,
+    ENTRY_BYTES,
+    FORMAT,
+    HEADER,
+    IDENTITY,
+    IS_CONTENT,
+    PUT,
+    BatchHeader,
+    FileKind,
+    Identity,
+    ListedFile,
+    LogEntry,
+    SegmentHeader,
+    Timeline,
+    decode_entry,
+    decode_identity,
+    encode_batch,
+    encode_entry,
+    encode_header,
+    encode_identity,
+    entry_length,
+    place,
+    split_entries,
+)
+from kvsage.log.reader import SegmentReader
+from kvsage.log.segment import LogFile, inspect, list_files
+from kvsage.log.writer import create_file
+from kvsage.options import StoreOptions
+from kvsage.types import Problem, RepairReport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvsage.clock import Clock
+    from kvsage.fs import Disk
+
+COPY_BATCH_BYTES = 1 << 20
+KEY_BYTES_MAX = 512
+FAR = 1 << 64
 
 
-def repair(*a, **k):
-    raise NotImplementedError
+class Newest(NamedTuple):
+    """The newest entry of a key that could be read."""
+
+    seq: int
+    kind: int
+    content_key: bytes
+
+
+class Scanned(NamedTuple):
+    """What reading a log file gave.
+
+    Attributes:
+        file: which.
+        end: where its readable part ends.
+        framed: its entries, kept only where the file is damaged.
+        damaged: whether it must be replaced by a copy.
+    """
+
+    file: LogFile
+    end: int
+    framed: list[bytes]
+    damaged: bool
+
+
+def repair(path: Path, disk: Disk, clock: Clock, *, dry_run: bool) -> RepairReport:
+    """See ``LMDBStore.repair``."""
+    if not path.is_dir():
+        raise NotAStoreError(f"there is no store at {path}")
+    if engines.is_open(path):
+        raise StoreLockedError("this process has the store open: close it before repairing")
+    opening, lock = LockFile(disk, path / "OPEN"), LockFile(disk, path / "LOCK")
+    try:
+        if not (try_lock(opening.fd) and try_lock(lock.fd)):
+            raise StoreLockedError("another process has the store open: close it before repairing")
+        run = Repair(path, disk, clock)
+        run.scan()
+        if not dry_run:
+            run.write()
+    finally:
+        lock.close()
+        opening.close()
+    if not dry_run:
+        engines.release(engines.acquire(path, StoreOptions(), disk, clock, create=False))
+    return run.report(dry_run=dry_run)
+
+
+class Repair:
+    """One run over one store."""
+
+    def __init__(self, path: Path, disk: Disk, clock: Clock) -> None:
+        self._path = path
+        self._log = path / "log"
+        self._disk = disk
+        self._clock = clock
+        self._problems: list[Problem] = []
+        self._scanned: list[Scanned] = []
+        self._newest: dict[bytes, Newest] = {}
+        self._contents: set[bytes] = set()
+        self._lost: dict[bytes, int] = {}  # keys that lost their newest value: its seq
+        self._ranges: list[tuple[int, int, int]] = []  # damaged: file id, from, to
+        self._kept = self._bytes_lost = self._seq = self._chain = 0
+        self._timelines: tuple[Timeline, ...] = ()
+        self._saved_to: Path | None = None
+        self._identity = self._identify()
+
+    def report(self, *, dry_run: bool) -> RepairReport:
+        """What was found, and done."""
+        lost = sorted(key for key in self._lost if key[:1] != b"\xff")
+        return RepairReport(
+            tuple(self._problems),
+            dry_run,
+            rebuilt=True,
+            entries_kept=self._kept,
+            bytes_lost=self._bytes_lost,
+            keys_lost=tuple(key.decode("utf-8", "backslashreplace") for key in lost),
+            saved_to=None if self._saved_to is None else str(self._saved_to),
+        )
+
+    def _problem(
+        self,
+        message: str,
+        segment: int | None = None,
+        offset: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        self._problems.append(Problem(message, segment, offset, length))
+
+    # -- who it is --------------------------------------------------------------------------
+
+    def _identify(self) -> Identity:
+        """The store's identity, from KVSAGE or, where that is damaged, from a segment's header."""
+        if not self._log.is_dir():
+            raise NotAStoreError(f"{self._path} holds no store")
+        try:
+            data = self._disk.read_file(self._path / "KVSAGE", IDENTITY.size + 1)
+            return decode_identity(data)
+        except (FileNotFoundError, CorruptionError) as error:
+            self._problem(f"the file KVSAGE cannot be read: {error}")
+        for path in list_files(self._disk, self._log).values():
+            fixed = self._disk.read_file(path, HEADER.size)
+            if len(fixed) < HEADER.size:
+                continue
+            uuid = HEADER.unpack(fixed)[4]
+            for number, file in list_files(self._disk, self._log).items():
+                header = inspect(self._disk, number, file, uuid).header
+                if header is not None:
+                    return Identity(FORMAT, uuid, header.created_ms)
+        raise NotAStoreError(f"no file under {self._path} says what store it belongs to")
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def scan(self) -> None:
+        """Read everything, and judge."""
+        uuid, salt = self._identity.uuid, self._identity.salt
+        trust = read_trust(self._disk, self._path / "INDEX")
+        listing = list_files(self._disk, self._log)
+        files = [inspect(self._disk, number, path, uuid) for number, path in listing.items()]
+        heads = [file.header for file in files if file.header is not None and not file.is_copy]
+        newest = max(heads, key=lambda header: header.segment, default=None)
+        ends = {} if newest is None else {file.segment: file.end for file in newest.files}
+        for segment in ends.keys() - {file.segment for file in files}:
+            self._problem("a file of the log is missing", segment, 0)
+        for file in files:
+            is_newest = newest is not None and file.segment == newest.segment
+            lost_header = file.header is None and holds_batches(self._disk, file, salt)
+            if file.segment in ends or is_newest or (lost_header and self._counts(file, newest)):
+                self._scan_file(file, ends.get(file.segment), trust)
+        if newest is not None:
+            self._timelines = newest.timelines
+            self._seq = max(self._seq, newest.after_seq)
+        self._consult_index(trust)
+        self._judge()
+
+    @staticmethod
+    def _counts(file: LogFile, newest: SegmentHeader | None) -> bool:
+        """Whether a file that lost its header is one that a lost list would have named."""
+        return newest is None or file.segment > newest.segment
+
+    def _scan_file(self, file: LogFile, end: int | None, trust: Trust | None) -> None:
+        """Read one file up to its end, over whatever is damaged in it."""
+        fd = self._disk.open(file.path)
+        try:
+            reader = SegmentReader(self._disk, fd, file.segment, self._identity.salt)
+            framed: list[bytes] = []
+            offset, chain, seq = file.start, file.chain, 0
+            damaged = file.header is None
+            if file.header is not None:
+                seq = file.header.after_seq
+            else:
+                self._problem("the header does not check", file.segment, 0)
+            while True:
+                for batch in reader.batches(offset, chain, seq, end):
+                    framed += self._take(batch.body, batch.header.entries, file, batch.offset)
+                    offset, chain, seq = batch.end, batch.header.checksum, batch.header.seq
+                if end is not None and offset >= end:
+                    break
+                limit = self._limit(reader, file, (offset, seq), end, trust)
+                if limit is None or limit <= offset:
+                    break
+                damaged = True
+                behind = next((b for b in reader.later_batches(offset) if b.offset < limit), None)
+                upto = limit if behind is None else behind.offset
+                seqs = (seq, FAR if behind is None else behind.header.seq)
+                framed += self._salvage(reader, file, (offset, upto), seqs)
+                if behind is None:
+                    offset = upto
+                    break
+                offset, chain, seq = behind.offset, behind.header.chain, behind.header.seq - 1
+            self._note_end(file, chain, seq)
+        finally:
+            self._disk.close(fd)
+        self._scanned.append(Scanned(file, offset, framed if damaged else [], damaged))
+
+    def _note_end(self, file: LogFile, chain: int, seq: int) -> None:
+        if not file.is_copy and seq >= self._seq:
+            self._seq, self._chain = seq, chain
+
+    def _limit(
+        self,
+        reader: SegmentReader,
+        file: LogFile,
+        at: tuple[int, int],
+        end: int | None,
+        trust: Trust | None,
+    ) -> int | None:
+        """Up to where the log is known to have been whole; None where nothing vouches for more."""
+        offset, seq = at
+        if end is not None:
+            return min(end, reader.size)
+        if file.header is None:
+            return reader.size
+        vouched = [reader.vouched_end(offset, seq) or 0]
+        if trust is not None and trust.clean and trust.uuid == self._identity.uuid:
+            vouched.append(trust.offset if trust.segment == file.segment else 0)
+        limit = min(max(vouched), reader.size)
+        return limit if limit > offset else None
+
+    def _take(self, body: bytes, count: int, file: LogFile, offset: int) -> list[bytes]:
+        """The entries of a batch that checks."""
+        try:
+            framed = [entry for _, entry in split_entries(body, count)]
+        except CorruptionError as error:
+            self._problem(str(error), file.segment, offset)
+            return []
+        for entry in framed:
+            self._note(decode_entry(entry))
+        return framed
+
+    def _note(self, entry: LogEntry | None) -> None:
+        if entry is None:
+            return
+        self._kept += 1
+        self._seq = max(self._seq, entry.seq)
+        if entry.kind == CONTENT:
+            self._contents.add(entry.key)
+            return
+        known = self._newest.get(entry.key)
+        if entry.kind in {PUT, DELETE} and (known is None or known.seq <= entry.seq):
+            refers = entry.kind == PUT and entry.flags & IS_CONTENT
+            content_key = entry.value[: CONTENT_KEY.size] if refers else b""
+            self._newest[entry.key] = Newest(entry.seq, entry.kind, content_key)
+
+    def _salvage(
+        self, reader: SegmentReader, file: LogFile, span: tuple[int, int], seqs: tuple[int, int]
+    ) -> list[bytes]:
+        """The entries that check by themselves in a stretch that does not.
+
+        Args:
+            reader: of the file.
+            file: which.
+            span: where the stretch begins and ends.
+            seqs: the numbers of the commits before and behind it.
+        """
+        offset, upto = span
+        data = reader.bytes_at(offset, upto - offset)
+        framed, read, at = [], 0, BATCH_BYTES
+        while len(data) - at >= ENTRY_BYTES:
+            entry = whole_at(data, at)
+            if entry:
+                self._note(decode_entry(entry))
+                framed.append(entry)
+                read += len(entry)
+            else:
+                self._suspect(data, at, seqs)
+            at += len(entry) or entry_length(data, at)
+        lost = max(0, upto - offset - BATCH_BYTES - read)
+        self._bytes_lost += lost
+        self._ranges.append((file.segment, offset, upto))
+        self._problem(
+            f"a batch does not check; {len(framed)} entries of it could be read",
+            file.segment,
+            offset,
+            upto - offset,
+        )
+        return framed
+
+    def _suspect(self, data: bytes, at: int, seqs: tuple[int, int]) -> None:
+        """A damaged entry whose header and key still look like ones has lost that key's value."""
+        _, seq, _, _, key_length, kind, _ = ENTRY.unpack_from(data, at)
+        key = data[at + ENTRY_BYTES : at + ENTRY_BYTES + key_length]
+        likely = kind in {PUT, DELETE} and seqs[0] < seq < seqs[1]
+        if likely and 0 < len(key) <= KEY_BYTES_MAX and is_text(key):
+            self._lost[key] = max(seq, self._lost.get(key, 0))
+
+    # -- judging ----------------------------------------------------------------------------
+
+    def _consult_index(self, trust: Trust | None) -> None:
+        """What a trusted index says lies in the damage."""
+        if not self._ranges or not looks_trusted(self._path, trust, self._identity.uuid):
+            return
+        try:
+            index = Index(self._path / "index", StoreOptions().index_map_bytes)
+        except KvsageError:
+            return
+        try:
+            with index.reading() as txn:
+                for db in (index.keydir, index.system):
+                    for key, data in txn.cursor(db):
+                        row = decode_row(data)
+                        if self._is_damaged(row.segment, row.offset):
+                            self._lost[key] = max(row.seq, self._lost.get(key, 0))
+        except (KvsageError, LmdbError) as error:
+            self._problem(f"the index could not be read: {error}")
+        finally:
+            index.close()
+
+    def _is_damaged(self, segment: int, offset: int) -> bool:
+        return any(s == segment and a <= offset < b for s, a, b in self._ranges)
+
+    def _judge(self) -> None:
+        """Which keys are gone: newer than anything that could be read, or without their content."""
+        for key, newest in self._newest.items():
+            if newest.content_key and newest.content_key not in self._contents:
+                self._lost[key] = max(newest.seq, self._lost.get(key, 0))
+        for key, seq in list(self._lost.items()):
+            known = self._newest.get(key)
+            whole = known is not None and not (
+                known.content_key and known.content_key not in self._contents
+            )
+            if known is not None and whole and known.seq >= seq:
+                del self._lost[key]
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Replace what is damaged."""
+        disk = self._disk
+        damaged = [scanned for scanned in self._scanned if scanned.damaged]
+        if not (self._path / "KVSAGE").exists() or self._problems:
+            disk.replace(self._path / "KVSAGE", encode_identity(self._identity))
+        if damaged:
+            self._save_originals(damaged)
+        sound = [ListedFile(s.file.segment, s.end) for s in self._scanned if not s.damaged]
+        copies = [self._copy(scanned) for scanned in damaged if scanned.framed]
+        disk.unlink(self._path / "INDEX")
+        disk.sync_directory(self._path)
+        self._begin(tuple(sorted(sound + copies)))
+        for scanned in damaged:
+            disk.unlink(scanned.file.path)
+        disk.sync_directory(self._log)
+
+    def _save_originals(self, damaged: list[Scanned]) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock()))
+        base = self._path / "lost+found"
+        target = base / f"{stamp}-{secrets.token_hex(2)}"
+        for directory in (base, target):
+            if not directory.is_dir():
+                self._disk.make_directory(directory)
+        for scanned in damaged:
+            name = target / scanned.file.path.name
+            try:
+                self._disk.link(scanned.file.path, name)
+            except KvsageError:  # a file system without hard links
+                shutil.copyfile(scanned.file.path, name)
+        self._disk.sync_directory(target)
+        self._disk.sync_directory(base)
+        self._disk.sync_directory(self._path)
+        self._saved_to = target
+
+    def _header(self, kind: FileKind, files: tuple[ListedFile, ...]) -> SegmentHeader:
+        is_copy = kind == FileKind.COPY
+        return SegmentHeader(
+            kind,
+            self._identity.uuid,
+            max(list_files(self._disk, self._log), default=0) + 1,
+            secrets.randbits(64),
+            self._timelines[-1].timeline,
+            0 if is_copy else self._seq,
+            0 if is_copy else self._chain,
+            self._seq if is_copy else 0,
+            int(self._clock() * 1000),
+            files,
+            () if is_copy else self._timelines,
+        )
+
+    def _copy(self, scanned: Scanned) -> ListedFile:
+        """What could be read of a damaged file, in a file of its own."""
+        self._timelines = self._timelines or (Timeline(secrets.randbits(64), 0),)
+        header = self._header(FileKind.COPY, ())
+        batches = self._batches(header, scanned.framed)
+        _, _, end = create_file(self._disk, self._log, header, batches)
+        return ListedFile(header.segment, end)
+
+    def _begin(self, files: tuple[ListedFile, ...]) -> None:
+        """The new segment, which decides; in it the deletions of what was lost."""
+        kept = tuple(t for t in self._timelines if t.after_seq < self._seq)
+        self._timelines = (*kept, Timeline(secrets.randbits(64), self._seq))
+        header = self._header(FileKind.SEGMENT, files)
+        deletions = [
+            encode_entry(LogEntry(self._seq + 1, 0, DELETE, BY_USER, key, b""))
+            for key in sorted(self._lost)
+            if key in self._newest and self._newest[key].kind == PUT
+        ]
+        batches = self._batches(header, deletions) if deletions else b""
+        create_file(self._disk, self._log, header, batches)
+
+    def _batches(self, header: SegmentHeader, framed: list[bytes]) -> bytes:
+        """The batches that hold ``framed``; in a segment all of it is one commit."""
+        encoded = encode_header(header)
+        offset, chain = len(encoded), int.from_bytes(encoded[-CHECKSUM_BYTES:], "little")
+        limit = COPY_BATCH_BYTES if header.kind == FileKind.COPY else len(framed) << 20
+        pieces: list[bytes] = []
+        seq = header.after_seq
+        for entries in grouped(framed, limit):
+            seq += 1
+            fields = BatchHeader(
+                0, len(entries), 0, seq, header.after_seq, header.created_ms, chain
+            )
+            seed = place(self._identity.salt, header.segment, offset)
+            chain, head, rest = encode_batch(fields, b"".join(entries), seed)
+            pieces += (head, rest)
+            offset += len(head) + len(rest)
+        return b"".join(pieces)

@@ -8,15 +8,13 @@ pages bear no checksum, so a flipped bit there shows up here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from typing_extensions import override
 
 from kvsage.engine.content import decode_content
 from kvsage.engine.engine import Engine, Mismatch
-from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, StoreClosedError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
@@ -25,6 +23,11 @@ from kvsage.index.keydir import SYSTEM, Row, decode_row
 from kvsage.log.format import CONTENT_KEY, CONTENT_REF, IS_CONTENT, PUT
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
 from kvsage.types import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvsage.engine.values import Codec
 
 FAR = 1 << 62
 
@@ -188,7 +191,7 @@ class EngineSnapshot(Snapshot):
             if view is not None and self._generation == self._engine.generation:
                 view.txn.abort()
 
-    def __enter__(self) -> EngineSnapshot:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -198,6 +201,7 @@ class EngineSnapshot(Snapshot):
         """A key's value as it lies in the log; None where it is absent."""
         with self._lock:
             view = self._open()
+            row = None
             try:
                 row = view.row(key)
                 return None if row is None else view.fetch(key, row)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from typing_extensions import override
 
 from kvsage.engine.commit import ANYTHING, PRESENT, Operation
-from kvsage.engine.engine import Engine
-from kvsage.engine.preparing import Preparer
 from kvsage.engine.snapshot import EngineSnapshot, bounds, instant
 from kvsage.errors import TransactionStateError
 from kvsage.log.format import BY_USER, CODEC_MASK, DELETE
 from kvsage.store import Transaction, encode_key, not_found
 from kvsage.types import TTL, Entry, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvsage.engine.engine import Engine
+    from kvsage.engine.preparing import Preparer
 
 
 class Pending(NamedTuple):
@@ -60,7 +63,7 @@ class EngineTransaction(Transaction):
 
     # -- its life ---------------------------------------------------------------------------
 
-    def __enter__(self) -> EngineTransaction:
+    def __enter__(self) -> Self:
         try:
             self._engine.gate.enter()
             self._engine.committer.commit_inside((), full=self._full)  # what a dead writer left

@@ -6,12 +6,14 @@ opened the store so. What a record says of itself never makes kvsage unpickle it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvsage.errors import CorruptionError, SerializationError, ValueTooLargeError
 from kvsage.log.format import BYTES, CODEC_MASK, JSON, MSGPACK, PICKLE, STR
-from kvsage.options import StoreOptions
 from kvsage.serialization import Serializer, pack, unpack
+
+if TYPE_CHECKING:
+    from kvsage.options import StoreOptions
 
 
 class Codec:

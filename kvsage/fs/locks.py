@@ -4,21 +4,23 @@ A ``flock`` belongs to the open file, so it goes when the last descriptor of tha
 however the process dies. It cannot be upgraded without letting go, so nothing here tries.
 
 ``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
-that grows. ``WriterGate`` keeps that from starving anyone: the one who waits longest holds ``NEXT``,
+that grows. ``WriterGate`` keeps that from starving anyone: one of those who wait holds ``NEXT``,
 through which every other must pass as well, a busy writer that comes back too.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvsage.errors import StoreLockedError, TransactionStateError
 from kvsage.fs.posix import Disk, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 PAUSE_LEAST_S = 0.00005
 PAUSE_MOST_S = 0.005
@@ -57,20 +59,13 @@ def wait_for_lock(fd: int, deadline: float, what: str, *, shared: bool = False) 
 
 
 class LockFile:
-    """One file that exists to be locked."""
+    """One file that exists to be locked; with no path, one that is closed already."""
 
     __slots__ = ("_disk", "fd")
 
-    def __init__(self, disk: Disk, path: Path) -> None:
+    def __init__(self, disk: Disk, path: Path | None) -> None:
         self._disk = disk
-        self.fd = disk.open(path, write=True, create=True)
-
-    @classmethod
-    def closed(cls) -> LockFile:
-        """One that was closed already."""
-        lock = cls.__new__(cls)
-        lock.fd = -1
-        return lock
+        self.fd = -1 if path is None else disk.open(path, write=True, create=True)
 
     def close(self) -> None:
         """Close, which lets go; a second close does nothing."""
@@ -87,29 +82,23 @@ class WriterGate:
     or not wholly, entered.
     """
 
-    __slots__ = ("_gate", "_next", "_thread", "_timeout_s", "on_closed")
+    __slots__ = ("_gate", "_is_mine", "_next", "_thread", "_timeout_s", "on_closed")
 
     def __init__(
-        self, disk: Disk, directory: Path, timeout_s: float, on_closed: Callable[[], WriterGate]
+        self,
+        disk: Disk,
+        directory: Path | None,
+        timeout_s: float,
+        on_closed: Callable[[], WriterGate],
     ) -> None:
-        self._gate = LockFile(disk, directory / "WRITE")
-        self._next = LockFile(disk, directory / "NEXT")
-        # Reentrant because it knows its owner: leaving without having entered is an error, not
-        # somebody else's lock let go.
+        self._gate = LockFile(disk, directory and directory / "WRITE")
+        self._next = LockFile(disk, directory and directory / "NEXT")
+        # A lock that knows its owner: leaving without having entered lets go nobody else's turn.
         self._thread = threading.RLock()
+        self._is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
         self._timeout_s = timeout_s
-        # What to enter in place of a gate that was closed; raises, or (in a forked child) opens anew.
+        # What to enter in place of a closed gate; raises, or (in a forked child) opens anew.
         self.on_closed = on_closed
-
-    @classmethod
-    def closed(cls, on_closed: Callable[[], WriterGate]) -> WriterGate:
-        """A gate that is not open yet: whoever enters calls ``on_closed`` first."""
-        gate = cls.__new__(cls)
-        gate._gate = gate._next = LockFile.closed()
-        gate._thread = threading.RLock()
-        gate._timeout_s = 0
-        gate.on_closed = on_closed
-        return gate
 
     def refuse_nested(self) -> None:
         """Refuse a thread that is in already.
@@ -117,7 +106,7 @@ class WriterGate:
         Raises:
             TransactionStateError: this thread has a transaction open.
         """
-        if self._thread._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001  # no public way to ask
+        if self._is_mine():
             raise TransactionStateError(
                 "this thread has a transaction open on the store: write through it, or end it first"
             )
@@ -155,7 +144,7 @@ class WriterGate:
 
     def leave(self) -> None:
         """Let the next one in; nothing where this thread is not in."""
-        if self._thread._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._is_mine():
             try:
                 unlock(self._gate.fd)
             finally:
@@ -169,5 +158,5 @@ class WriterGate:
 
 def identity(path: Path) -> tuple[int, int]:
     """Device and inode: what a path leads to, whatever it is called."""
-    status = os.stat(path)
+    status = path.stat()
     return status.st_dev, status.st_ino

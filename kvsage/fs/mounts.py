@@ -10,11 +10,12 @@ from pathlib import Path
 from kvsage.errors import UnsupportedFilesystemError
 
 MOUNTS = Path("/proc/self/mountinfo")
-NETWORK = frozenset(
-    """9p afs beegfs ceph cifs coda fuse.ceph fuse.glusterfs fuse.rclone fuse.s3fs fuse.sshfs gfs2
-    glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs pvfs2 smb2 smb3 smbfs vboxsf virtiofs
-    """.split()
-)
+NETWORK = {
+    *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.ceph", "fuse.glusterfs", "fuse.rclone"),
+    *("fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
+    *("ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs"),
+}
+MOUNT_POINT = 4  # the field of a line that holds it
 ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -25,9 +26,9 @@ def filesystem_of(path: Path, mounts: str) -> str:
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if len(fields) < 5 or not after:  # noqa: PLR2004  # the mount point is the fifth field
+        if len(fields) <= MOUNT_POINT or not after:
             continue
-        point = ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[4])
+        point = ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[MOUNT_POINT])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # of two at one point the later one is on top
             best, kind = point, after.split(" ", 1)[0]

@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from kvsage.errors import KvsageError, StoreFullError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -29,7 +31,7 @@ ZEROS = bytes(1 << 18)
 
 
 def translate(error: OSError, doing: str) -> KvsageError:
-    """kvsage's error for a system's error."""
+    """Kvsage's error for a system's error."""
     reason = error.strerror or str(error)
     if error.errno in FULL:
         return StoreFullError(f"no space left while {doing}: {reason}")
@@ -155,7 +157,7 @@ class Disk:
     def names(self, path: Path) -> list[str]:
         """The names in a directory, sorted."""
         with translated(f"listing {path}"):
-            return sorted(os.listdir(path))
+            return sorted(entry.name for entry in path.iterdir())
 
     def replace(self, path: Path, data: bytes) -> None:
         """The file ``path`` holding exactly ``data``, durably, whole or not at all."""

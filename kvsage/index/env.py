@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lmdb
 
@@ -34,7 +32,11 @@ from kvsage.errors import (
 )
 from kvsage.fs.posix import FULL
 
-Txn: TypeAlias = lmdb.Transaction
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Txn: TypeAlias = "lmdb.Transaction[bytes]"
 LmdbError: TypeAlias = lmdb.Error
 MapFull: TypeAlias = lmdb.MapFullError
 
@@ -47,7 +49,7 @@ _inherited: list[object] = []  # environments of the parent process, kept from b
 
 
 def translate(error: lmdb.Error, path: Path, doing: str) -> KvsageError:
-    """kvsage's error for one of LMDB's."""
+    """Kvsage's error for one of LMDB's."""
     text = f"the index failed while {doing}: {error}"
     if isinstance(error, lmdb.MapFullError):
         return StoreFullError(f"{text} (no address space left for it)")
@@ -81,7 +83,7 @@ class Index:
         self.path = path
         try:
             self.env = self._open(map_bytes)
-            self.begin = self.env.begin
+            self.begin: Callable[..., Txn] = self.env.begin
             dbs = [self.env.open_db(name.encode()) for name in NAMES]
             if not self.env.readers().strip() and not (path / "lock.mdb").exists():
                 raise StoreUnavailableError(f"LMDB keeps no reader locks in {path}")
@@ -171,7 +173,7 @@ class Index:
             raise StoreFullError("no address space left for the index to grow") from error
 
     def error(self, error: lmdb.Error, doing: str) -> KvsageError:
-        """kvsage's error for one of LMDB's."""
+        """Kvsage's error for one of LMDB's."""
         return translate(error, self.path, doing)
 
     # -- upkeep -----------------------------------------------------------------------------
@@ -218,11 +220,11 @@ def _tell_processes_apart() -> None:
     Its guard against opening a file twice in one process outlives a fork, though LMDB's locks do
     not. The guard's keys are made by one Python function; from here on they name the process too.
     """
-    from lmdb import _envid  # noqa: PLC0415, PLC2701  # only ever needed in a forked child
+    from lmdb import _envid  # noqa: PLC0415  # of use in a forked child only
 
     original = getattr(_envid.env_keys, "original", _envid.env_keys)
 
-    def env_keys(path: str, subdir: bool) -> tuple[Any, ...]:  # noqa: FBT001  # its signature
+    def env_keys(path: str, subdir: bool) -> tuple[Any, ...]:  # noqa: FBT001  # its signature  # its signature
         return tuple((*key, os.getpid()) for key in original(path, subdir))
 
     env_keys.original = original  # type: ignore[attr-defined]

@@ -7,10 +7,12 @@ The same row stands in ``keydir`` (the caller's keys), ``system`` (kvsage's own,
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.index.env import Index, Txn
 from kvsage.index.expiry import EXPIRY
+
+if TYPE_CHECKING:
+    from kvsage.index.env import Index, Txn
 
 ROW = Struct("<IIIQQB")
 assert ROW.size == 29

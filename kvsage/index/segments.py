@@ -6,11 +6,13 @@ here costs a commit nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.index.env import Txn
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvsage.index.env import Txn
 
 META_KEY = b"meta"
 META = Struct("<IIIQQQQQB")

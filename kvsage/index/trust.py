@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.errors import StoreUnavailableError
-from kvsage.fs import Disk
+
+if TYPE_CHECKING:
+    from kvsage.fs import Disk
 
 MAGIC = b"kvsindex"
 TRUST = Struct("<8sHBx4x16s36sQQQQIIQQ")

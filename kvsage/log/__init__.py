@@ -1,1 +1,1 @@
-"""The log: segments of chained, checksummed batches. It knows nothing of keys being live or dead."""
+"""The log: segments of chained, checksummed batches. What is live in it, it does not know."""

@@ -1,7 +1,7 @@
 """Format 1, bytes in and bytes out, without any I/O. ``docs/format.md`` draws it.
 
-A segment file is a header and then batches, each right behind the one before; behind the last there
-may be zeros (space written ahead) or an end mark (a clean close).
+A segment file is a header and then batches, each right behind the one before; behind the last may
+be zeros (space written ahead) or an end mark (a clean close).
 
 Rules:
 
@@ -17,14 +17,16 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.errors import CorruptionError, FormatVersionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FORMAT = 1
 
@@ -193,7 +195,7 @@ def decode_header(data: bytes) -> tuple[SegmentHeader, int] | None:
     body, checksum = data[: length - CHECKSUM_BYTES], data[length - CHECKSUM_BYTES : length]
     if xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
         return None
-    _, version, kind, _, uuid, segment, files, timelines, _, *rest = HEADER.unpack_from(body)
+    _, version, kind, _, uuid, segment, files, _, _, *rest = HEADER.unpack_from(body)
     if version > FORMAT:
         raise FormatVersionError(f"segment {segment} has format {version}; this kvsage knows 1")
     nonce, timeline, after_seq, chain, judged_seq, created_ms = rest
@@ -283,7 +285,7 @@ def decode_entry(data: bytes) -> LogEntry | None:
     return LogEntry(seq, expires_ms, kind, flags, data[ENTRY_BYTES:split], data[split:])
 
 
-def entry_length(data: bytes, offset: int) -> int:
+def entry_length(data: bytes | bytearray, offset: int) -> int:
     """Bytes of the entry whose header stands at ``offset``, or 0 where the header is cut."""
     if len(data) - offset < ENTRY_BYTES:
         return 0
@@ -323,7 +325,7 @@ class BatchHeader(NamedTuple):
 
     Attributes:
         checksum: of all that follows it in the batch.
-        count: entries in it.
+        entries: how many there are in it.
         length: bytes of its entries.
         seq: its number.
         flushed_seq: the seq up to which the log was known to be on disk when it was written.
@@ -332,7 +334,7 @@ class BatchHeader(NamedTuple):
     """
 
     checksum: int
-    count: int
+    entries: int
     length: int
     seq: int
     flushed_seq: int

@@ -8,12 +8,10 @@ log was on disk up to there when it was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from kvsage.fs import Disk
 from kvsage.log.format import (
     BATCH_BYTES,
     BATCH_MAGIC_BYTES,
@@ -26,6 +24,11 @@ from kvsage.log.format import (
     decode_end,
     place,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvsage.fs import Disk
 
 WINDOW_BYTES = 1 << 20
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 import threading
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.fs import Disk
 from kvsage.log.format import (
     HEADER,
     FileKind,
@@ -19,6 +17,11 @@ from kvsage.log.format import (
     decode_header,
     header_length,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvsage.fs import Disk
 
 NAME = re.compile(r"(\d{10})\.(seg|cpy)")
 SEGMENT_ID_MAX = (1 << 32) - 1

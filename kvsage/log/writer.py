@@ -1,17 +1,22 @@
 """Making log files and room in them. Where a batch goes and when it is flushed is the engine's.
 
 A file appears under its name only whole: header written, flushed, renamed, directory flushed. So a
-name in the log says that a header was complete, and a header that every commit before it is on disk.
+name in the log says that a header was complete, and a header, that all commits before it are on
+disk.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvsage.errors import StoreFullError
-from kvsage.fs import Disk
 from kvsage.log.format import FileKind, SegmentHeader, encode_header
 from kvsage.log.segment import segment_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvsage.fs import Disk
 
 GROWTH_LEAST_BYTES = 256 << 10
 GROWTH_MOST_BYTES = 4 << 20

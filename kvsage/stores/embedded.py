@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack, override
 
 from kvsage import clock as clocks
-from kvsage.clock import Clock
 from kvsage.engine import check, repair, stats
 from kvsage.engine.commit import ABSENT, ANYTHING, PRESENT, Operation
 from kvsage.engine.contentspace import ContentSpace
@@ -25,6 +22,12 @@ from kvsage.log.format import BY_USER, DELETE
 from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
 from kvsage.types import TTL, Capabilities, Entry, RepairReport, StoreStats, VerifyReport, Version
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from kvsage.clock import Clock
 
 Result = TypeVar("Result")
 
@@ -80,6 +83,7 @@ class LMDBStore(TransactionalStore):
         self._preparer = Preparer(self._engine, self.options)
         self._codec = self._preparer.codec
 
+    @override
     def __repr__(self) -> str:
         return f"LMDBStore({str(self.path)!r}, durability={self.options.durability!r})"
 
@@ -87,6 +91,7 @@ class LMDBStore(TransactionalStore):
         if not getattr(self, "_closed", True):
             self.close()
 
+    @override
     def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -275,6 +280,7 @@ class LMDBStore(TransactionalStore):
         chosen = clocks.SYSTEM if clock is None else clock
         return repair.repair(Path(path).expanduser(), POSIX, chosen, dry_run=dry_run)
 
+    @override
     def transact(self, fn: Callable[[Transaction], Result], retries: int = 10) -> Result:
         del retries  # writers take turns here, so nothing ever conflicts
         with self.transaction() as tx:

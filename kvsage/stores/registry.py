@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kvsage.errors import ConfigError
-from kvsage.store import PersistenceStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvsage.store import PersistenceStore
 
 TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off"})
@@ -21,7 +25,7 @@ def _truth(text: str) -> bool:
     raise ValueError(text)
 
 
-QUERY = {
+QUERY: dict[str, Callable[[str], Any]] = {
     "durability": str,
     "readonly": _truth,
     "sync_interval": float,
@@ -44,7 +48,7 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
     """
     text = os.fspath(url)
     if "://" not in text:
-        from kvsage.stores.embedded import LMDBStore  # noqa: PLC0415  # loaded when first needed
+        from kvsage.stores.embedded import LMDBStore  # loaded when first needed
 
         if not text:
             raise ConfigError("a store needs a path or a URL")
@@ -56,7 +60,7 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
         raise ConfigError(f"the path of {text!r} is not absolute: three slashes follow lmdb:")
     if parts.fragment:
         raise ConfigError(f"{text!r} has a fragment; write # as %23")
-    from kvsage.stores.embedded import LMDBStore  # noqa: PLC0415
+    from kvsage.stores.embedded import LMDBStore
 
     return LMDBStore(unquote(parts.path), **{**_query(parts.query), **options})
 
