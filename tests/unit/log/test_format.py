@@ -1,0 +1,455 @@
+"""Every encoder has its decode: round trips, all damage found, limits kept when reading."""
+
+import struct
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
+
+from kvsage.errors import CorruptionError, FormatVersionError
+from kvsage.log import format as fmt
+from kvsage.log.format import (
+    BatchHeader,
+    EndMark,
+    FileKind,
+    Identity,
+    ListedFile,
+    LogEntry,
+    SegmentHeader,
+    Timeline,
+)
+
+U8 = st.integers(0, (1 << 8) - 1)
+U16 = st.integers(0, (1 << 16) - 1)
+U32 = st.integers(0, (1 << 32) - 1)
+U64 = st.integers(0, (1 << 64) - 1)
+UUID = st.binary(min_size=16, max_size=16)
+MASK = st.integers(1, 255)
+
+IDENTITIES = st.builds(Identity, st.just(fmt.FORMAT), UUID, U64)
+HEADERS = st.builds(
+    SegmentHeader,
+    st.sampled_from([int(kind) for kind in FileKind]),
+    UUID,
+    U32,
+    U64,
+    U64,
+    U64,
+    U64,
+    U64,
+    U64,
+    st.lists(st.builds(ListedFile, U32, U32), max_size=5).map(tuple),
+    st.lists(st.builds(Timeline, U64, U64), max_size=3).map(tuple),
+)
+ENTRIES = st.builds(
+    LogEntry,
+    U64,
+    U64,
+    st.sampled_from(sorted(fmt.KINDS)),
+    U8,
+    st.binary(max_size=40),
+    st.binary(max_size=80),
+)
+
+HEADER = SegmentHeader(
+    FileKind.SEGMENT,
+    bytes(range(16)),
+    7,
+    0x1122334455667788,
+    0x99,
+    41,
+    0xABCDEF,
+    0,
+    1_700_000_000_123,
+    (ListedFile(5, 4096), ListedFile(6, 70_000)),
+    (Timeline(0x77, 0), Timeline(0x99, 30)),
+)
+ENTRY = LogEntry(42, 1_700_000_000_000, fmt.PUT, fmt.STR, "schlüssel".encode(), b"value")
+
+
+def u16(number):
+    return number.to_bytes(2, "little")
+
+
+def u32(number):
+    return number.to_bytes(4, "little")
+
+
+def u64(number):
+    return number.to_bytes(8, "little")
+
+
+def checked(body, seed=0):
+    return body + u64(xxh3_64_intdigest(body, seed))
+
+
+def flipped(data):
+    """Every copy of ``data`` with one byte changed, to each other value it can have."""
+    for position in range(len(data)):
+        for mask in range(1, 256):
+            copy = bytearray(data)
+            copy[position] ^= mask
+            yield position, bytes(copy)
+
+
+def cut(data):
+    return (data[:length] for length in range(len(data)))
+
+
+def spend(call):
+    """What a call allocates at its highest."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# -- sizes: what docs/format.md draws -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        (fmt.IDENTITY, 48),
+        (fmt.HEADER, 96),
+        (fmt.LISTED_FILE, 8),
+        (fmt.TIMELINE, 16),
+        (fmt.ENTRY, 32),
+        (fmt.ENTRY_BODY, 24),
+        (fmt.BATCH, 56),
+        (fmt.BATCH_REST, 48),
+        (fmt.END, 40),
+        (fmt.CONTENT_KEY, 18),
+        (fmt.CONTENT_HEAD, 8),
+        (fmt.CONTENT_REF, 26),
+        (fmt.RETIRE_BODY, 8),
+    ],
+)
+def test_sizes_of_format_1(layout, size):
+    assert layout.size == size
+    assert layout.format.startswith("<")
+
+
+def test_kinds_flags_and_magics_of_format_1():
+    assert (fmt.PUT, fmt.DELETE, fmt.CONTENT, fmt.RETIRE) == (1, 2, 3, 4)
+    assert sorted(fmt.KINDS) == [1, 2, 3, 4]
+    codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
+    assert codecs == (0, 1, 2, 3, 4)
+    assert all(codec & fmt.CODEC_MASK == codec for codec in codecs)
+    assert (fmt.IS_CONTENT, fmt.IS_TREE) == (8, 16)
+    assert (fmt.BY_USER, fmt.EXPIRED, fmt.EVICTED) == (0, 1, 2)
+    assert (fmt.STORED_RAW, fmt.STORED_ZSTD) == (0, 1)
+    assert (FileKind.SEGMENT, FileKind.COPY) == (1, 2)
+    assert fmt.BATCH_MAGIC_BYTES == b"BVK1"
+    assert fmt.END_MAGIC_BYTES == b"END1"
+    assert (fmt.IDENTITY_MAGIC, fmt.SEGMENT_MAGIC) == (b"kvsage\x00\x01", b"kvsgment")
+
+
+# -- identity -----------------------------------------------------------------------------------
+
+
+@given(IDENTITIES)
+def test_identity_round_trip(identity):
+    data = fmt.encode_identity(identity)
+    assert len(data) == fmt.IDENTITY.size
+    assert fmt.decode_identity(data) == identity
+
+
+def test_identity_bytes():
+    uuid = bytes(range(16))
+    body = b"kvsage\x00\x01" + u16(1) + u16(16) + bytes(4) + uuid + u64(1234)
+    assert fmt.encode_identity(Identity(1, uuid, 1234)) == checked(body)
+    assert Identity(1, uuid, 1234).salt == int.from_bytes(uuid[:8], "little")
+
+
+def test_identity_finds_every_flip():
+    data = fmt.encode_identity(Identity(1, bytes(range(16)), 1_700_000_000_123))
+    for position, wrong in flipped(data):
+        # The version stands before the checksum: a later format may have another one.
+        expected = (CorruptionError, FormatVersionError) if position in (8, 9) else CorruptionError
+        with pytest.raises(expected):
+            fmt.decode_identity(wrong)
+
+
+@given(IDENTITIES, st.binary(min_size=1, max_size=60))
+def test_identity_finds_every_other_length(identity, more):
+    data = fmt.encode_identity(identity)
+    for wrong in (*cut(data), data + more):
+        with pytest.raises(CorruptionError):
+            fmt.decode_identity(wrong)
+
+
+@pytest.mark.parametrize("length", [48, 64, 4096])
+def test_identity_of_a_later_format_is_named_whatever_follows(length):
+    body = b"kvsage\x00\x01" + u16(2) + u16(16)
+    with pytest.raises(FormatVersionError, match=r"format 2.*up to 1"):
+        fmt.decode_identity(body.ljust(length, b"\x5a"))
+
+
+@pytest.mark.parametrize(("version", "address"), [(0, 16), (1, 32), (1, 0)])
+def test_identity_with_impossible_fields_is_damage(version, address):
+    body = b"kvsage\x00\x01" + u16(version) + u16(address) + bytes(28)
+    with pytest.raises(CorruptionError, match="impossible"):
+        fmt.decode_identity(checked(body))
+
+
+# -- segment header -----------------------------------------------------------------------------
+
+
+@given(HEADERS, st.binary(max_size=50))
+def test_header_round_trip(header, behind):
+    data = fmt.encode_header(header)
+    assert fmt.header_length(data) == len(data)
+    assert fmt.header_length(data[: fmt.HEADER.size]) == len(data)
+    assert fmt.decode_header(data + behind) == (header, int.from_bytes(data[-8:], "little"))
+
+
+def test_header_bytes():
+    body = (
+        b"kvsgment"
+        + (u16(1) + u16(1) + u32(96 + 2 * 8 + 2 * 16 + 8))
+        + bytes(range(16))
+        + (u32(7) + u32(2) + u32(2) + u32(0))
+        + (u64(0x1122334455667788) + u64(0x99) + u64(41) + u64(0xABCDEF) + u64(0))
+        + u64(1_700_000_000_123)
+        + (u32(5) + u32(4096) + u32(6) + u32(70_000))
+        + (u64(0x77) + u64(0) + u64(0x99) + u64(30))
+    )
+    assert fmt.encode_header(HEADER) == checked(body)
+
+
+def test_header_finds_every_flip():
+    for _, wrong in flipped(fmt.encode_header(HEADER)):
+        assert fmt.decode_header(wrong) is None
+
+
+@given(HEADERS)
+def test_header_finds_every_cut(header):
+    for wrong in cut(fmt.encode_header(header)):
+        assert fmt.decode_header(wrong) is None
+
+
+@given(HEADERS, MASK, st.data())
+def test_header_finds_a_flip_anywhere(header, mask, data):
+    wrong = bytearray(fmt.encode_header(header))
+    wrong[data.draw(st.integers(0, len(wrong) - 1))] ^= mask
+    assert fmt.decode_header(bytes(wrong)) is None
+
+
+def test_header_of_a_later_format_is_named():
+    data = bytearray(fmt.encode_header(HEADER)[:-8])
+    data[8:10] = u16(2)
+    with pytest.raises(FormatVersionError, match="segment 7 has format 2"):
+        fmt.decode_header(checked(bytes(data)))
+
+
+def test_header_that_declares_millions_of_files_takes_no_memory():
+    prefix = bytearray(fmt.encode_header(HEADER)[: fmt.HEADER.size])
+    at = struct.calcsize("<8sHHI16sI")
+    for files, timelines in [(0xFFFFFFFF, 2), (2, 0xFFFFFFFF), (fmt.LISTED_MAX + 1, 2)]:
+        prefix[at : at + 8] = u32(files) + u32(timelines)
+        # Also with a length that agrees with the counts, as far as 32 bits can.
+        length = (96 + 8 * files + 16 * timelines + 8) & 0xFFFFFFFF
+        for declared in (prefix[12:16], u32(length)):
+            forged = bytes(prefix[:12] + declared + prefix[16:])
+            assert fmt.header_length(forged) == 0
+            assert spend(lambda forged=forged: fmt.decode_header(forged)) < 100_000
+
+
+def test_header_length_must_agree_with_the_counts():
+    prefix = bytearray(fmt.encode_header(HEADER)[: fmt.HEADER.size])
+    prefix[12:16] = u32(int.from_bytes(prefix[12:16], "little") + 8)
+    assert fmt.header_length(bytes(prefix)) == 0
+
+
+# -- entries ------------------------------------------------------------------------------------
+
+
+@given(ENTRIES)
+def test_entry_round_trip(entry):
+    data = fmt.encode_entry(entry)
+    assert len(data) == fmt.ENTRY_BYTES + len(entry.key) + len(entry.value)
+    assert fmt.decode_entry(data) == entry
+    assert fmt.entry_length(b"before" + data, 6) == len(data)
+
+
+def test_entry_bytes():
+    key = "schlüssel".encode()
+    body = u64(42) + u64(1_700_000_000_000) + u32(5) + u16(len(key)) + b"\x01\x01" + key + b"value"
+    assert fmt.encode_entry(ENTRY) == u64(xxh3_64_intdigest(body)) + body
+
+
+def test_entry_finds_every_flip():
+    for _, wrong in flipped(fmt.encode_entry(ENTRY)):
+        assert fmt.decode_entry(wrong) is None
+
+
+@given(ENTRIES, st.binary(min_size=1, max_size=9))
+def test_entry_finds_every_other_length(entry, more):
+    data = fmt.encode_entry(entry)
+    for wrong in (*cut(data), data + more):
+        assert fmt.decode_entry(wrong) is None
+
+
+@given(ENTRIES, MASK, st.data())
+def test_entry_finds_a_flip_anywhere(entry, mask, data):
+    wrong = bytearray(fmt.encode_entry(entry))
+    wrong[data.draw(st.integers(0, len(wrong) - 1))] ^= mask
+    assert fmt.decode_entry(bytes(wrong)) is None
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_no_entry(noise):
+    assert fmt.decode_entry(noise) is None
+
+
+def test_entry_that_declares_gigabytes_takes_no_memory():
+    data = bytearray(fmt.encode_entry(ENTRY))
+    data[24:28] = u32(0xFFFFFFFF)
+    assert spend(lambda: fmt.decode_entry(bytes(data))) < 100_000
+    assert fmt.entry_length(bytes(data), 0) > 1 << 32
+    with pytest.raises(CorruptionError):
+        list(fmt.split_entries(bytes(data), 1))
+
+
+def test_length_of_an_entry_whose_header_is_cut_is_0():
+    data = fmt.encode_entry(ENTRY)
+    for length in range(fmt.ENTRY_BYTES):
+        assert fmt.entry_length(data[:length], 0) == 0
+        assert fmt.entry_length(b"12345" + data[:length], 5) == 0
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+
+@given(st.lists(ENTRIES, max_size=5), st.tuples(U64, U64, U64, U64), U64)
+def test_batch_round_trip(entries, fields, seed):
+    framed = [fmt.encode_entry(entry) for entry in entries]
+    body = b"".join(framed)
+    given_ = BatchHeader(1, len(entries), 2, *fields)
+    checksum, head, rest = fmt.encode_batch(given_, body, seed)
+    assert head == u64(checksum)
+    assert checksum == xxh3_64_intdigest(rest, seed)
+    header = BatchHeader(checksum, len(entries), len(body), *fields)
+    assert fmt.decode_batch_header(head + rest) == header
+    assert fmt.decode_batch_header(b"ahead" + head + rest, 5) == header
+    assert (head + rest)[fmt.BATCH_BYTES :] == body
+    split = list(fmt.split_entries(body, header.count))
+    assert [piece for _, piece in split] == framed
+    assert [body[offset : offset + len(piece)] for offset, piece in split] == framed
+    assert [fmt.decode_entry(piece) for _, piece in split] == entries
+
+
+def test_batch_bytes():
+    header = BatchHeader(0, 1, 0, 42, 40, 1_700_000_000_123, 0xC0FFEE)
+    body = fmt.encode_entry(ENTRY)
+    rest = b"BVK1" + u32(1) + u32(len(body)) + u32(0)
+    rest += u64(42) + u64(40) + u64(1_700_000_000_123) + u64(0xC0FFEE) + body
+    checksum = xxh3_64_intdigest(rest, 99)
+    assert fmt.encode_batch(header, body, 99) == (checksum, u64(checksum), rest)
+
+
+def test_no_batch_header_where_none_stands():
+    _, head, rest = fmt.encode_batch(BatchHeader(0, 0, 0, 1, 0, 0, 0), b"", 0)
+    data = head + rest
+    assert fmt.decode_batch_header(data) is not None
+    assert fmt.decode_batch_header(fmt.BATCH_ZERO) is None
+    for wrong in cut(data):
+        assert fmt.decode_batch_header(wrong) is None
+    for position, wrong in flipped(data):
+        if 8 <= position < 12 or 20 <= position < 24:  # the magic, and what must be zero
+            assert fmt.decode_batch_header(wrong) is None
+
+
+def test_batch_longer_than_any_can_be_is_none():
+    _, head, rest = fmt.encode_batch(BatchHeader(0, 1, 0, 1, 0, 0, 0), b"", 0)
+    data = bytearray(head + rest)
+    data[16:20] = u32(fmt.BATCH_BODY_MAX)
+    assert fmt.decode_batch_header(bytes(data)) is not None
+    for length in (fmt.BATCH_BODY_MAX + 1, 0xFFFFFFFF):
+        data[16:20] = u32(length)
+        assert fmt.decode_batch_header(bytes(data)) is None
+
+
+@given(st.lists(ENTRIES, min_size=1, max_size=4), st.binary(min_size=1, max_size=40))
+def test_entries_that_do_not_fill_a_batch_are_damage(entries, more):
+    body = b"".join(map(fmt.encode_entry, entries))
+    for wrong, count in [
+        *((piece, len(entries)) for piece in cut(body)),
+        (body + more, len(entries)),
+        (body, len(entries) - 1),
+        (body, len(entries) + 1),
+        (body, 0xFFFFFFFF),
+    ]:
+        with pytest.raises(CorruptionError):
+            list(fmt.split_entries(wrong, count))
+
+
+def test_no_entries_fill_an_empty_batch():
+    assert list(fmt.split_entries(b"", 0)) == []
+
+
+# -- place --------------------------------------------------------------------------------------
+
+
+PLACES = st.tuples(U32, U32)  # segment and offset
+
+
+@given(U64, PLACES, U64, PLACES)
+def test_places_differ(salt, here, other, there):
+    seed = fmt.place(salt, *here)
+    assert 0 <= seed < 1 << 64
+    assert (seed == fmt.place(salt, *there)) == (here == there)
+    assert (seed == fmt.place(other, *here)) == (salt == other)
+
+
+# -- end mark -----------------------------------------------------------------------------------
+
+
+@given(U64, U32, st.builds(EndMark, U32, U64, U64), st.binary(max_size=20))
+def test_end_mark_round_trip(salt, segment, mark, behind):
+    data = fmt.encode_end(salt, segment, mark)
+    assert len(data) == fmt.END_BYTES
+    assert fmt.decode_end(data + behind, salt, segment, mark.offset) == mark
+
+
+def test_end_mark_bytes():
+    body = b"END1" + u32(3) + u32(4096) + bytes(4) + u64(17) + u64(0xC0FFEE)
+    seed = fmt.place(0x5A17, 3, 4096)
+    expected = u64(xxh3_64_intdigest(body, seed)) + body
+    assert fmt.encode_end(0x5A17, 3, EndMark(4096, 17, 0xC0FFEE)) == expected
+
+
+def test_end_mark_finds_every_flip_and_every_cut():
+    data = fmt.encode_end(0x5A17, 3, EndMark(4096, 17, 0xC0FFEE))
+    assert fmt.decode_end(data, 0x5A17, 3, 4096) is not None
+    for _, wrong in flipped(data):
+        assert fmt.decode_end(wrong, 0x5A17, 3, 4096) is None
+    for wrong in cut(data):
+        assert fmt.decode_end(wrong, 0x5A17, 3, 4096) is None
+
+
+@given(U64, PLACES, U64, PLACES)
+def test_end_mark_counts_only_in_its_place(salt, here, other, there):
+    segment, offset = here
+    data = fmt.encode_end(salt, segment, EndMark(offset, 1, 2))
+    found = fmt.decode_end(data, other, *there)
+    assert (found is not None) == ((salt, here) == (other, there))
+    assert fmt.decode_end(data, salt, segment, offset) is not None
+    assert fmt.decode_end(data, salt ^ 1, segment, offset) is None
+    assert fmt.decode_end(data, salt, segment ^ 1, offset) is None
+    assert fmt.decode_end(data, salt, segment, offset ^ 1) is None
+
+
+# -- what entries hold --------------------------------------------------------------------------
+
+
+@given(UUID, U16, U64)
+def test_a_reference_is_a_content_key_and_a_length(digest, number, length):
+    reference = fmt.CONTENT_REF.pack(digest, number, length)
+    assert reference == fmt.CONTENT_KEY.pack(digest, number) + fmt.CONTENT_HEAD.pack(length)
+    assert fmt.CONTENT_REF.unpack(reference) == (digest, number, length)
