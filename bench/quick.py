@@ -1,0 +1,416 @@
+"""kvsage beside its peers in one run: ratios against their targets, in about a minute.
+
+All of them work on the same data on the same file system, round by round in turn, so that whatever
+else the machine does meets all alike. A ratio is that of the medians; the spread is shown beside
+them. Targets that are missed are said plainly and fail nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import zstandard
+from peers import DiskCache, Kvsage, Plyvel, RawLmdb, RocksDict, Sqlite
+from workloads import session, texts
+
+from kvsage import LMDBStore
+from kvsage.fs.mounts import MOUNTS, filesystem_of
+
+KEYS = 20_000
+MANY_KEYS = 100_000
+OLD_TEXTS = 300  # 19 MiB: they do not fit into the cache of raw contents
+GROUP = 10  # texts a round
+PEERS = (Kvsage, RawLmdb, Sqlite, DiskCache, RocksDict, Plyvel)
+
+Subject = Callable[[int], Callable[[], object]]  # by round: prepare, and give what is to be timed
+
+
+class Report:
+    """Prints what was measured against its targets, and keeps it."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, Any]] = []
+        self.missed = 0
+
+    def times(self, work: str, times: dict[str, list[float]], unit: str = "us") -> None:
+        """What one operation took each of them, in seconds, round by round."""
+        scale = {"us": 1e6, "ms": 1e3}[unit]
+        print(f"\n{work}")
+        for name, each in times.items():
+            if each:
+                low, mid, high = (f"{x * scale:.2f}" for x in (min(each), median(each), max(each)))
+                print(f"  {name:<34} {mid:>9} {unit}   ({low} .. {high})")
+            else:
+                print(f"  {name:<34}    absent")
+            self.figures.append({"work": work, "of": name, "seconds": each})
+
+    def ratio(
+        self, upper: str, lower: str, times: dict[str, list[float]], limits: tuple[float, ...]
+    ) -> None:
+        """``upper`` over ``lower``: kvsage over a peer at most, a peer over kvsage at least."""
+        if times[upper] and times[lower]:
+            value = median(times[upper]) / median(times[lower])
+            self.verdict(f"{upper} / {lower}", value, limits, at_most=upper.startswith("kvsage"))
+
+    def verdict(
+        self, what: str, value: float, limits: tuple[float, ...], *, at_most: bool, unit: str = ""
+    ) -> None:
+        """One figure against its target and, where there is one, its goal."""
+        met = [value <= limit if at_most else value >= limit for limit in limits]
+        word = "MISSED" if not met[0] else "ok, goal met" if len(met) > 1 and met[1] else "ok"
+        self.missed += not met[0]
+        target = f"{'at most' if at_most else 'at least'} {limits[0]:,g}{unit}"
+        goal = f" (goal {limits[1]:,g})" if len(limits) > 1 else ""
+        print(f"    {what:<32} {value:>9,.2f}{unit}   {target}{goal}: {word}")
+        self.figures.append({"what": what, "value": value, "target": target + goal, "met": met})
+
+
+def rounds(count: int, operations: int, subjects: dict[str, Subject]) -> dict[str, list[float]]:
+    """Seconds an operation took, by subject and round; the first round only warms up."""
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    names = list(subjects)
+    gc.collect()
+    gc.freeze()  # the data at hand is no garbage that the timed loops should look through
+    for number in range(count + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            run = subjects[name](number)
+            begun = perf_counter()
+            run()
+            if number:
+                times[name].append((perf_counter() - begun) / operations)
+    return times
+
+
+@contextlib.contextmanager
+def opened(base: Path, kinds: Sequence[Any], *, full: bool) -> Iterator[dict[str, Any]]:
+    """Fresh stores by name; None for a peer that is not installed."""
+    with contextlib.ExitStack() as stack:
+        stores: dict[str, Any] = {}
+        for kind in kinds:
+            stores[kind.name] = None
+            if importlib.util.find_spec(kind.module) is not None:
+                path = Path(tempfile.mkdtemp(dir=base, prefix=kind.name)) / "store"
+                stores[kind.name] = store = kind(path, full=full)
+                stack.callback(store.close)
+        yield stores
+
+
+def compared(
+    count: int, operations: int, stores: dict[str, Any], begin: Callable[[Any, int], Any]
+) -> dict[str, list[float]]:
+    """``rounds`` over stores; what is absent has no times."""
+    there = {name: store for name, store in stores.items() if store is not None}
+    subjects: dict[str, Subject] = {
+        name: lambda number, store=store: begin(store, number) for name, store in there.items()
+    }
+    times = rounds(count, operations, subjects)
+    return {name: times.get(name, []) for name in stores}
+
+
+# -- the rows -----------------------------------------------------------------------------------
+
+
+def load_and_save(report: Report, base: Path, count: int) -> None:
+    """Single records, hot, in random order: loads, and relaxed saves over what is there."""
+    names = [f"session:{number:08d}" for number in range(KEYS)]
+    records = [session(number) for number in range(KEYS)]
+    order = random.Random(1)  # noqa: S311  # the same in every run
+    with opened(base, PEERS, full=False) as stores:
+        for store in filter(None, stores.values()):
+            store.saves([store.key(name) for name in names], records)
+
+        def picked(store: Any, operations: int) -> tuple[list[Any], list[Any]]:
+            numbers = order.sample(range(KEYS), operations)
+            return [store.key(names[n]) for n in numbers], [records[n] for n in numbers]
+
+        def load(store: Any, _: int) -> Callable[[], object]:
+            keys, _ = picked(store, 1000)
+            return lambda: store.loads(keys)
+
+        def save(store: Any, _: int) -> Callable[[], object]:
+            keys, values = picked(store, 300)
+            return lambda: store.saves(keys, values)
+
+        loading = {name: store for name, store in stores.items() if name != "plyvel"}
+        times = compared(count, 1000, loading, load)
+        report.times(f"load, a dict of 270 B as MessagePack, hot, {KEYS:,} keys at random", times)
+        report.ratio("kvsage", "py-lmdb", times, (2, 1.5))
+        report.ratio("diskcache", "kvsage", times, (3,))
+        report.ratio("sqlite3", "kvsage", times, (1.5,))
+        report.ratio("kvsage", "rocksdict", times, (1,))
+        times = compared(count, 300, stores, save)
+        report.times("save, relaxed, one thread, the same records over what is there", times)
+        report.ratio("kvsage", "py-lmdb", times, (2.2, 1.5))
+        report.ratio("sqlite3", "kvsage", times, (1.5,))
+        report.ratio("diskcache", "kvsage", times, (5,))
+        for name in ("rocksdict", "plyvel"):
+            if times[name]:
+                ratio = median(times["kvsage"]) / median(times[name])
+                print(f"    {'kvsage / ' + name:<32} {ratio:>9,.2f}   (no target; far goal 1)")
+
+
+def save_full(report: Report, base: Path, count: int) -> None:
+    """Single records, each on disk before the call returns."""
+    records = [session(number) for number in range(40)]
+    with opened(base, (Kvsage, RawLmdb, Sqlite, RocksDict, Plyvel), full=True) as stores:
+
+        def save(store: Any, number: int) -> Callable[[], object]:
+            keys = [store.key(f"session:{n * 7919 % 1000:08d}") for n in range(40)]
+            del number
+            return lambda: store.saves(keys, records)
+
+        times = compared(count, 40, stores, save)
+    report.times("save, full, one thread", times)
+    report.ratio("py-lmdb", "kvsage", times, (1.5,))
+    report.ratio("kvsage", "sqlite3", times, (1,))
+
+
+def save_many(report: Report, base: Path, count: int) -> None:
+    """20,000 new records in one commit, in no order."""
+    records = [session(number) for number in range(KEYS)]
+    shuffled = random.Random(2).sample(range(KEYS), KEYS)  # noqa: S311  # the same in every run
+    with opened(base, (Kvsage, RawLmdb, Sqlite), full=False) as stores:
+
+        def save(store: Any, number: int) -> Callable[[], object]:
+            keys = [store.key(f"round-{number:03d}:{n:08d}") for n in shuffled]
+            return lambda: store.save_many(keys, records)
+
+        times = compared(count, KEYS, stores, save)
+    report.times(f"save_many, {KEYS:,} new records in one commit, relaxed, a record", times)
+    report.ratio("kvsage", "py-lmdb", times, (2.5,))
+    report.ratio("sqlite3", "kvsage", times, (2,))
+
+
+class Contents:
+    """Texts of 64 KiB as ``str``; turning them into bytes and back is part of the peer's work too.
+
+    Each method prepares one group of texts and gives what is to be timed.
+    """
+
+    def __init__(self, store: LMDBStore, file: int, count: int) -> None:
+        everything = texts(OLD_TEXTS + GROUP * (count + 2))
+        self.store = store
+        self.file = file
+        self.old = everything[:OLD_TEXTS]
+        self.warm = everything[OLD_TEXTS : OLD_TEXTS + GROUP]
+        self.fresh = everything[OLD_TEXTS + GROUP :]
+        self.compress = zstandard.ZstdCompressor(level=3).compress
+        self.decompress = zstandard.ZstdDecompressor().decompress
+        self.frames = [self.compress(text.encode()) for text in self.old]
+        # The old ones in a circle that is longer than the cache: the next ones have long left it.
+        self.circle = itertools.cycle(range(OLD_TEXTS))
+        for number, text in enumerate(self.old):
+            store.save(f"old:{number}", text)
+        for number, text in enumerate(self.warm):
+            store.save(f"warm:{number}", text)
+        for number in range(OLD_TEXTS):
+            store.load(f"old:{number}")
+
+    def write(self, number: int) -> Callable[[], object]:
+        """Compress and write, by hand."""
+        file, compress = self.file, self.compress
+        chosen = self.fresh[number * GROUP : (number + 1) * GROUP]
+        return lambda: [os.write(file, compress(text.encode())) for text in chosen]
+
+    def save(self, number: int) -> Callable[[], object]:
+        """Save what the store does not hold."""
+        return self.saving("new", number, self.fresh[number * GROUP : (number + 1) * GROUP])
+
+    def save_cold(self, number: int) -> Callable[[], object]:
+        """Save what it holds, and has to read back for the comparison."""
+        chosen = [self.old[n] for n in itertools.islice(self.circle, GROUP)]
+        return self.saving("cold", number, chosen)
+
+    def save_warm(self, number: int) -> Callable[[], object]:
+        """Save what it holds and has in its cache."""
+        self.load_warm(number)()
+        return self.saving("again", number, self.warm)
+
+    def saving(self, prefix: str, number: int, chosen: list[str]) -> Callable[[], object]:
+        """Save texts under keys that are new."""
+        save = self.store.save
+        pairs = [(f"{prefix}:{number}:{n}", text) for n, text in enumerate(chosen)]
+        return lambda: [save(key, text) for key, text in pairs]
+
+    def unpack(self, _: int) -> Callable[[], object]:
+        """Decompress and decode frames in memory, by hand."""
+        decompress = self.decompress
+        chosen = [self.frames[n] for n in itertools.islice(self.circle, GROUP)]
+        return lambda: [decompress(frame).decode() for frame in chosen]
+
+    def load_cold(self, _: int) -> Callable[[], object]:
+        """Load what is not in the cache of raw contents."""
+        load = self.store.load
+        keys = [f"old:{n}" for n in itertools.islice(self.circle, GROUP)]
+        return lambda: [load(key) for key in keys]
+
+    def load_warm(self, _: int) -> Callable[[], object]:
+        """Load what is."""
+        load = self.store.load
+        keys = [f"warm:{n}" for n in range(GROUP)]
+        for key in keys:
+            load(key)
+        return lambda: [load(key) for key in keys]
+
+
+def content(report: Report, base: Path, count: int) -> None:
+    """First and second saves of texts, and loads, with a cold and with a warm cache."""
+    file = os.open(base / "frames", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with LMDBStore(base / "content", durability="relaxed") as store:
+        work = Contents(store, file, count)
+        peer, first = "zstd level 3 + write", "kvsage first save"
+        cold, warm = "kvsage second save, cold", "kvsage second save, warm"
+        subjects = {peer: work.write, first: work.save, cold: work.save_cold, warm: work.save_warm}
+        times = rounds(count, GROUP, subjects)
+        report.times("content, relaxed: save of a str of 64 KiB", times)
+        report.ratio(first, peer, times, (1.3,))
+        report.ratio(cold, first, times, (0.4,))
+        report.ratio(warm, first, times, (0.4,))
+        peer, cold, warm = "zstd decompress + decode", "kvsage load, cold", "kvsage load, warm"
+        subjects = {peer: work.unpack, cold: work.load_cold, warm: work.load_warm}
+        times = rounds(count, GROUP, subjects)
+        report.times("content: load of a str of 64 KiB", times)
+        report.ratio(cold, peer, times, (1.3,))
+        report.ratio(warm, peer, times, (1.3,))
+    os.close(file)
+
+
+def increments(report: Report, base: Path) -> None:
+    """Four processes, one key: nothing may be lost."""
+    path = str(base / "increments")
+    program = (
+        "import sys; from kvsage import LMDBStore\n"
+        "with LMDBStore(sys.argv[1], durability='relaxed') as store:\n"
+        "    for _ in range(200): store.increment('n')"
+    )
+    with LMDBStore(path, durability="relaxed") as store:
+        begun = perf_counter()
+        command = [sys.executable, "-c", program, path]
+        children = [subprocess.Popen(command) for _ in range(4)]  # noqa: S603
+        for child in children:
+            child.wait()
+        took = perf_counter() - begun
+        total = store.load("n")
+    print(f"\nincrement, 4 processes x 200 on one key (in {took:.2f} s, starting included)")
+    report.verdict("counted", total, (800,), at_most=False)
+
+
+def opening(report: Report, base: Path, count: int) -> None:
+    """Import, open and rebuild."""
+    program = "from time import perf_counter as now; t = now(); import kvsage; print(now() - t)"
+    command = [sys.executable, "-c", program]
+    imports = [float(subprocess.check_output(command)) for _ in range(count + 1)][1:]  # noqa: S603
+    report.times("import kvsage, in a fresh interpreter", {"kvsage": imports}, "ms")
+    report.verdict("import", median(imports) * 1e3, (100,), at_most=True, unit=" ms")
+    numbers = range(MANY_KEYS)
+    for how, size in (("batches of 1,000", 1000), ("a commit each", 1)):
+        path = base / how.replace(" ", "-")
+        with LMDBStore(path, durability="relaxed") as store:
+            for first in numbers[::size]:
+                rows = range(first, first + size)
+                store.save_many({f"session:{n * 7919 % MANY_KEYS:08d}": session(n) for n in rows})
+        opens, rebuilds = [], []
+        for _ in range(3):
+            opens.append(open_once(path))
+            (path / "INDEX").unlink()  # nothing says now that the index can be trusted
+            rebuilds.append(open_once(path))
+        if size > 1:
+            report.times(f"open a clean store of {MANY_KEYS:,} keys", {"kvsage": opens}, "ms")
+            report.verdict("open", median(opens) * 1e3, (50,), at_most=True, unit=" ms")
+        report.times(
+            f"rebuild of the index, {MANY_KEYS:,} entries, {how}", {"kvsage": rebuilds}, "ms"
+        )
+        rate = MANY_KEYS / median(rebuilds)
+        report.verdict("entries/s", rate, (100_000, 200_000), at_most=False)
+
+
+def open_once(path: Path) -> float:
+    """Seconds that opening took."""
+    begun = perf_counter()
+    store = LMDBStore(path, durability="relaxed")
+    took = perf_counter() - begun
+    store.close()
+    return took
+
+
+# -- all of it ----------------------------------------------------------------------------------
+
+
+def machine(base: Path) -> dict[str, str]:
+    """Where this was measured."""
+    cpu = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), cpu)
+    kind = ""
+    with contextlib.suppress(OSError):
+        kind = filesystem_of(base, MOUNTS.read_text(errors="surrogateescape"))
+    facts = {
+        "machine": f"{os.cpu_count()} x {cpu}, {platform.system()} {platform.release()}",
+        "file system": kind or "unknown",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "SQLite": sqlite3.sqlite_version,
+    }
+    for name in ("kvsage", "lmdb", "msgpack", "zstandard", "diskcache", "rocksdict", "plyvel"):
+        facts[name] = "absent"
+        if importlib.util.find_spec(name) is not None:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                facts[name] = "not installed, run from its tree"
+                facts[name] = importlib.metadata.version(name)
+    return facts
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, default=Path(), help="where to put the stores (here)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", type=Path, help="also write every figure into this file")
+    arguments = parser.parse_args()
+    count = 5 if arguments.quick else 15
+    report = Report()
+    base = Path(tempfile.mkdtemp(prefix="kvsage-bench-", dir=arguments.dir.resolve()))
+    try:
+        facts = machine(base)
+        print(*(f"{name}: {fact}" for name, fact in facts.items()), sep="\n")
+        print("relaxed and full mean:")
+        for kind in PEERS:
+            print(f"  {kind.name:<10} {kind.options[0]}; {kind.options[1]}")
+        print(f"Medians of {count} interleaved rounds, (least .. most).")
+        load_and_save(report, base, count)
+        save_full(report, base, count)
+        save_many(report, base, min(count, 7))
+        content(report, base, count)
+        increments(report, base)
+        opening(report, base, min(count, 7))
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    print(f"\n{report.missed} targets missed" if report.missed else "\nEvery target was met")
+    if arguments.json:
+        kept = {"facts": facts, "rounds": count, "figures": report.figures}
+        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
