@@ -1,0 +1,193 @@
+"""The second reader of the format agrees with the first, and sees what is wrong."""
+
+import ast
+import importlib.util
+import struct
+import sys
+
+import pytest
+
+from kvsage import LMDBStore
+from kvsage.log import format as log_format
+from tests.unit.docs.documents import TOOLS
+
+NOW_S = 1_767_225_600.0
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("inspect_segment", TOOLS / "inspect_segment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def store_path(tmp_path):
+    path = tmp_path / "store"
+    with LMDBStore(
+        path, clock=lambda: NOW_S, durability="relaxed", segment_bytes_max=64 << 10
+    ) as store:
+        store.save("text", "x")
+        store.save("number", {"n": 42, "when": None}, ttl=60)
+        store.save("large", "word " * 4000)
+        store.content.put(b"held by its address")
+        store.delete("text")
+        for number in range(3):
+            store.save(f"random {number}", bytes(range(64, 250)) * 21)
+        store.save_many({f"many {number}": str(number) * 400 for number in range(300)})
+    return path
+
+
+def segments(path):
+    return sorted((path / "log").glob("*.seg"))
+
+
+def run(tool, capsys, *arguments):
+    code = tool.main([str(argument) for argument in arguments])
+    return code, capsys.readouterr().out
+
+
+def test_it_imports_nothing_of_kvsage():
+    tree = ast.parse((TOOLS / "inspect_segment.py").read_bytes())
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    outside = {name for name in imported if name.split(".")[0] not in sys.stdlib_module_names}
+    assert outside <= {"xxhash", "msgpack", "zstandard"}
+
+
+def test_a_whole_store_checks(tool, capsys, store_path):
+    code, out = run(tool, capsys, store_path)
+    assert code == 0
+    assert len(segments(store_path)) > 1, "the store is meant to have a sealed segment"
+    for path in segments(store_path):
+        assert f"log/{path.name}" in out
+    assert "'text', str = 'x'" in out
+    assert "'number', msgpack, expires 1767225660000" in out
+    assert "{'n': 42, 'when': None}" in out
+    assert "20000 bytes stored zstd in" in out
+    assert "19 bytes stored raw in 19" in out
+    assert "DELETE at" in out
+    assert "closed clean" in out
+
+
+def test_it_counts_what_verify_counts(tool, capsys, store_path):
+    _, out = run(tool, capsys, store_path)
+    with LMDBStore(store_path, clock=lambda: NOW_S, readonly=True) as store:
+        report = store.verify()
+    assert report.ok
+    assert out.count("\nbatch at ") == report.batches
+    assert (
+        sum(out.count(f"  {kind} at ") for kind in ("PUT", "DELETE", "CONTENT")) == report.entries
+    )
+
+
+def test_its_bytes_are_the_files_bytes(tool, capsys, store_path):
+    segment = segments(store_path)[-1]
+    _, out = run(tool, capsys, "--bytes", segment)
+    shown = bytearray()
+    for line in out.splitlines():
+        offset, _, rest = line[2:].partition("  ")
+        if line.startswith("  0") and len(offset) == 6:
+            assert int(offset, 16) == len(shown)
+            shown += bytes.fromhex(rest[:47])
+    assert bytes(shown) == segment.read_bytes()
+
+
+def test_any_flipped_byte_is_damage(tool, capsys, store_path):
+    segment = segments(store_path)[0]
+    whole = segment.read_bytes()
+    for offset in range(0, len(whole), 1009):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x40
+        segment.write_bytes(damaged)
+        code, out = run(tool, capsys, store_path)
+        assert code == 1, f"the flip at {offset} was not seen"
+        assert "DAMAGED, offset " in out
+
+
+def test_a_cut_segment_that_a_later_header_lists_is_damage(tool, capsys, store_path):
+    segment = segments(store_path)[0]
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-1])
+    code, out = run(tool, capsys, store_path)
+    assert code == 1
+    assert f"a later header lists the file up to {len(whole)}" in out
+
+
+def test_a_missing_segment_that_is_listed_is_damage(tool, capsys, store_path):
+    segments(store_path)[0].unlink()
+    code, out = run(tool, capsys, store_path)
+    assert code == 1
+    assert "segment 1 is listed and missing" in out
+
+
+def small(path):
+    with LMDBStore(path, clock=lambda: NOW_S) as store:
+        for number in range(3):
+            store.save(f"key {number}", number)
+    return segments(path)[0]
+
+
+def without_end_mark(segment):
+    data = segment.read_bytes()
+    return data[: -log_format.END_BYTES]
+
+
+def test_a_cut_last_batch_is_a_torn_tail(tool, capsys, tmp_path):
+    segment = small(tmp_path / "store")
+    segment.write_bytes(without_end_mark(segment)[:-1])
+    code, out = run(tool, capsys, segment)
+    assert code == 0
+    assert "torn tail: a batch is cut by the file's end" in out
+
+
+def test_a_gap_that_a_later_flush_vouches_for_is_damage(tool, capsys, tmp_path):
+    segment = small(tmp_path / "store")
+    data = bytearray(without_end_mark(segment))
+    first = data.find(log_format.BATCH_MAGIC_BYTES)
+    data[first + 30] ^= 1
+    segment.write_bytes(data)
+    code, out = run(tool, capsys, segment)
+    assert code == 1
+    assert "says that the log was on disk up to seq" in out
+
+
+def test_a_gap_before_an_end_mark_is_damage(tool, capsys, tmp_path):
+    segment = small(tmp_path / "store")
+    data = bytearray(segment.read_bytes())
+    last = data.rfind(log_format.BATCH_MAGIC_BYTES)
+    data[last + 30] ^= 1
+    segment.write_bytes(data)
+    code, out = run(tool, capsys, segment)
+    assert code == 1
+    assert "an end mark stands at" in out
+
+
+def test_zeros_behind_the_last_batch_are_room(tool, capsys, tmp_path):
+    segment = small(tmp_path / "store")
+    segment.write_bytes(without_end_mark(segment) + bytes(1000))
+    code, out = run(tool, capsys, segment)
+    assert code == 0
+    assert "1000 zeros ahead" in out
+
+
+def test_a_later_format_is_not_read(tool, capsys, tmp_path):
+    segment = small(tmp_path / "store")
+    identity = segment.parent.parent / "KVSAGE"
+    data = bytearray(identity.read_bytes())
+    struct.pack_into("<H", data, 8, 2)
+    identity.write_bytes(data)
+    code, out = run(tool, capsys, tmp_path / "store")
+    assert code == 1
+    assert "format 2, and this reads format 1" in out
+
+
+def test_it_asks_for_a_path(tool, capsys, tmp_path):
+    assert run(tool, capsys) == (2, "")
+    assert run(tool, capsys, tmp_path / "absent") == (2, "")

@@ -1,0 +1,483 @@
+"""Read a log file by docs/format.md alone: header, batches, entries, chain, and the first error.
+
+    python tools/inspect_segment.py STORE              every file of a store's log
+    python tools/inspect_segment.py STORE/log/0000000001.seg
+    python tools/inspect_segment.py --bytes ...        every byte, with what it stands for
+
+It imports nothing of kvsage, so that the format has a second reader, which cannot share a mistake
+with the first. It only reads, takes no lock and looks at no index: of a store that is in use it
+shows what has reached the file.
+
+Exit codes: 0 all of it checks (a torn tail does too), 1 something is damaged, 2 usage.
+"""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from struct import Struct
+
+import msgpack
+import zstandard
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+IDENTITY = Struct("<8sHH4s16sQQ")
+HEADER = Struct("<8sHHI16sIIIIQQQQQQ")
+LISTED_FILE = Struct("<II")
+TIMELINE = Struct("<QQ")
+BATCH = Struct("<QIIIIQQQQ")
+ENTRY = Struct("<QQQIHBB")
+END = Struct("<QIIIIQQ")
+
+IDENTITY_NAMES = "magic, format, address bytes, zero, store uuid, created ms, checksum"
+HEADER_NAMES = (
+    "magic, format, kind, header bytes, store uuid, segment, files listed, timelines listed, zero, "
+    "nonce, timeline, after seq, chain, judged seq, created ms"
+)
+BATCH_NAMES = "checksum, magic, entries, body bytes, zero, seq, flushed seq, committed ms, chain"
+ENTRY_NAMES = "checksum, seq, expires ms, value bytes, key bytes, kind, flags"
+END_NAMES = "checksum, magic, segment, offset, zero, seq, chain"
+
+BATCH_MAGIC, END_MAGIC = b"BVK1", b"END1"
+BODY_MAX = 1 << 30
+FILE_KINDS = {1: "segment", 2: "compacted copy"}
+KINDS = {1: "PUT", 2: "DELETE", 3: "CONTENT", 4: "RETIRE"}
+CODECS = {0: "msgpack", 1: "str", 2: "bytes", 3: "json", 4: "pickle"}
+REASONS = {0: "by the user", 1: "expired", 2: "evicted"}
+STORED = {0: "raw", 1: "zstd"}
+SHOWN_MAX = 60
+
+
+class Damage(Exception):  # noqa: N818  # what was found, not a failure of this program
+    """Bytes that do not check, and where."""
+
+    def __init__(self, offset: int, message: str) -> None:
+        super().__init__(f"offset {offset}: {message}")
+
+
+class Report:
+    """What goes to stdout: a line for each thing found, and under it its bytes where asked for."""
+
+    def __init__(self, *, with_bytes: bool) -> None:
+        self.with_bytes = with_bytes
+        self.lines: list[str] = []
+
+    def line(self, text: str = "") -> None:
+        """One line."""
+        self.lines.append(text)
+
+    def fields(self, data: bytes, at: int, struct: Struct, names: str) -> None:
+        """Every field of a fixed part that stands at ``at`` of the file."""
+        if not self.with_bytes:
+            return
+        offset = 0
+        for name, token in zip(names.split(", "), tokens(struct), strict=True):
+            piece = data[offset : offset + Struct("<" + token).size]
+            if token.endswith("s"):
+                printable = piece.isascii() and piece.decode().isprintable()
+                value = piece.decode() if printable else ""
+            else:
+                value = readable(name, int.from_bytes(piece, "little"))
+            self.piece(at + offset, piece, f"{name} {value}".rstrip())
+            offset += len(piece)
+
+    def piece(self, at: int, data: bytes, text: str) -> None:
+        """Bytes in hexadecimal, sixteen a line, with what they are beside the first."""
+        if not self.with_bytes:
+            return
+        for start in range(0, max(len(data), 1), 16):
+            shown = data[start : start + 16].hex(" ")
+            self.line(f"  {at + start:06x}  {shown:<47}  {text if not start else ''}".rstrip())
+
+
+def tokens(struct: Struct) -> Iterator[str]:
+    """The pieces of a struct's format: ``<8sHH`` gives 8s, H, H."""
+    count = ""
+    for char in struct.format[1:]:
+        if char.isdigit():
+            count += char
+        else:
+            yield count + char
+            count = ""
+
+
+def readable(name: str, number: int) -> str:
+    """A number the way that its name suggests."""
+    if name in {"checksum", "chain", "timeline", "nonce"}:
+        return f"{number:016x}"
+    if name.endswith(" ms"):
+        return instant(number)
+    if name == "magic":
+        return number.to_bytes(4, "little").decode("ascii", "replace")
+    return str(number)
+
+
+def instant(milliseconds: int) -> str:
+    """When, in UTC."""
+    if not milliseconds:
+        return "0 (never)"
+    try:
+        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError):
+        return f"{milliseconds} ms"
+    return f"{milliseconds} ({moment:%Y-%m-%d %H:%M:%S})"
+
+
+def short(value: object) -> str:
+    """Not more of a value than fits a line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}... ({len(text)} characters)"
+
+
+# -- identity -----------------------------------------------------------------------------------
+
+
+def read_identity(data: bytes, report: Report) -> None:
+    """The file KVSAGE."""
+    if len(data) != IDENTITY.size or not data.startswith(b"kvsage\0\1"):
+        raise Damage(0, "not an identity")
+    _, version, address_bytes, _, uuid, _, checksum = IDENTITY.unpack(data)
+    if version != 1:
+        raise Damage(8, f"format {version}, and this reads format 1")
+    if xxh3_64_intdigest(data[:40]) != checksum:
+        raise Damage(40, "the checksum does not match")
+    if address_bytes != 16:  # noqa: PLR2004  # an xxh3_128
+        raise Damage(10, "addresses of another size")
+    report.line(f"KVSAGE: format {version}, store {uuid.hex()}")
+    report.fields(data, 0, IDENTITY, IDENTITY_NAMES)
+
+
+# -- one log file -------------------------------------------------------------------------------
+
+
+class LogFile:
+    """One file of the log, read front to back."""
+
+    def __init__(self, data: bytes, report: Report) -> None:
+        self.data = data
+        self.report = report
+        self.files: tuple[tuple[int, int], ...] = ()
+        self.segment = self.seq = self.chain = self.tail = 0
+        self.salt = 0
+
+    def read(self, end: int | None = None) -> None:
+        """Read all of it.
+
+        Args:
+            end: where a later header says that its batches end, if one lists this file.
+        """
+        self.header()
+        while end is None or self.tail < end:
+            problem = self.batch()
+            if problem:
+                break
+        else:
+            problem = ""
+        if end is not None and self.tail != end:
+            raise Damage(self.tail, f"{problem}, and a later header lists the file up to {end}")
+        if end is None:
+            self.behind(problem)
+
+    def header(self) -> None:
+        """The header, with its lists."""
+        data = self.data
+        if len(data) < HEADER.size + 8 or not data.startswith(b"kvsgment"):
+            raise Damage(0, "no segment header")
+        fields = HEADER.unpack_from(data)
+        _, version, kind, length, uuid, segment, files, timelines, _ = fields[:9]
+        nonce, timeline, after_seq, chain, _, _ = fields[9:]
+        if length != HEADER.size + 8 * files + 16 * timelines + 8 or length > len(data):
+            raise Damage(12, "the header's length is not that of its lists")
+        checksum = xxh3_64_intdigest(data[: length - 8])
+        if checksum.to_bytes(8, "little") != data[length - 8 : length]:
+            raise Damage(length - 8, "the header's checksum does not match")
+        if version != 1:
+            raise Damage(8, f"format {version}, and this reads format 1")
+        self.segment, self.seq, self.chain, self.tail = segment, after_seq, checksum, length
+        self.salt = int.from_bytes(uuid[:8], "little")
+        self.report.line(
+            f"header: {FILE_KINDS.get(kind, kind)} {segment} of store {uuid.hex()}, "
+            f"nonce {nonce:016x}, timeline {timeline:016x}, after seq {after_seq} ({chain:016x})"
+        )
+        self.report.fields(data, 0, HEADER, HEADER_NAMES)
+        self.lists(files, timelines)
+        self.report.piece(length - 8, data[length - 8 : length], f"checksum {checksum:016x}")
+
+    def lists(self, files: int, timelines: int) -> None:
+        """The two lists of a header."""
+        at = HEADER.size
+        for _ in range(files):
+            listed = LISTED_FILE.unpack_from(self.data, at)
+            self.files += (listed,)
+            self.report.line(f"  lists segment {listed[0]} up to {listed[1]}")
+            self.report.fields(self.data[at : at + 8], at, LISTED_FILE, "segment, end")
+            at += 8
+        for _ in range(timelines):
+            timeline, after_seq = TIMELINE.unpack_from(self.data, at)
+            self.report.line(f"  timeline {timeline:016x} after seq {after_seq}")
+            self.report.fields(self.data[at : at + 16], at, TIMELINE, "timeline, after seq")
+            at += 16
+
+    def batch_at(self, at: int) -> tuple[tuple[int, ...], bytes] | str:
+        """Fields and body of the batch at ``at``, or what does not check."""
+        data = self.data
+        if len(data) - at < BATCH.size:
+            return "the file ends"
+        fields = BATCH.unpack_from(data, at)
+        checksum, _, _, length, zero = fields[:5]
+        if data[at + 8 : at + 12] != BATCH_MAGIC or zero or length > BODY_MAX:
+            return "no batch stands here"
+        end = at + BATCH.size + length
+        if end > len(data):
+            return "a batch is cut by the file's end"
+        seed = self.salt ^ (self.segment << 32 | at)
+        if xxh3_64_intdigest(data[at + 8 : end], seed) != checksum:
+            return "a batch's checksum does not match"
+        return fields, data[at + BATCH.size : end]
+
+    def batch(self) -> str:
+        """Read the batch at the tail and step behind it; what stopped the reading, or nothing."""
+        at = self.tail
+        found = self.batch_at(at)
+        if isinstance(found, str):
+            return found
+        (checksum, _, count, length, _, seq, flushed_seq, time_ms, chain), body = found
+        if chain != self.chain:
+            return "a batch follows something else"
+        if seq != self.seq + 1:
+            return f"a batch bears seq {seq} after {self.seq}"
+        self.report.line(
+            f"batch at {at}: seq {seq}, {count} {'entry' if count == 1 else 'entries'}, "
+            f"{length} bytes, {instant(time_ms)}, flushed up to {flushed_seq}, "
+            f"checksum {checksum:016x} chained to {chain:016x}"
+        )
+        self.report.fields(self.data[at : at + BATCH.size], at, BATCH, BATCH_NAMES)
+        self.entries(at + BATCH.size, body, count)
+        self.tail, self.chain, self.seq = at + BATCH.size + length, checksum, seq
+        return ""
+
+    def entries(self, base: int, body: bytes, count: int) -> None:
+        """The entries of a batch; together they fill it."""
+        at = 0
+        for _ in range(count):
+            if len(body) - at < ENTRY.size:
+                raise Damage(base + at, "the entries do not fill their batch")
+            fields = ENTRY.unpack_from(body, at)
+            length = ENTRY.size + fields[4] + fields[3]
+            if at + length > len(body):
+                raise Damage(base + at, "an entry reaches past its batch")
+            framed = body[at : at + length]
+            if xxh3_64_intdigest(framed[8:]) != fields[0]:
+                raise Damage(base + at, "an entry's checksum does not match")
+            self.entry(base + at, framed, fields)
+            at += length
+        if at != len(body):
+            raise Damage(base + at, "the entries do not fill their batch")
+
+    def entry(self, at: int, framed: bytes, fields: tuple[int, ...]) -> None:
+        """One entry that checks."""
+        _, seq, expires_ms, _, key_length, kind, flags = fields
+        if kind not in KINDS:
+            raise Damage(at, f"an entry of kind {kind}")
+        split = ENTRY.size + key_length
+        key, value = framed[ENTRY.size : split], framed[split:]
+        name, how, what = DESCRIBE[kind](at, key, value, flags)
+        expiry = f", expires {instant(expires_ms)}" if expires_ms else ""
+        self.report.line(f"  {KINDS[kind]} at {at}: seq {seq}, {name}{how}{expiry}{what}")
+        self.report.fields(framed[: ENTRY.size], at, ENTRY, ENTRY_NAMES)
+        if key:
+            self.report.piece(at + ENTRY.size, key, "key")
+        if value:
+            self.report.piece(at + split, value, "value")
+
+    def behind(self, problem: str) -> None:
+        """What stands behind the last batch: nothing, zeros, an end mark, a torn tail or damage."""
+        data, at = self.data, self.tail
+        if self.end_mark(at):
+            return
+        if not data[at:].strip(b"\0"):
+            ahead = len(data) - at
+            self.report.line(f"ends at {at}" + (f", {ahead} zeros ahead" if ahead else ""))
+            return
+        vouching = self.voucher(at)
+        if vouching:
+            raise Damage(at, f"{problem}, and {vouching}")
+        self.report.line(f"ends at {at} with a torn tail: {problem}")
+
+    def end_mark(self, at: int) -> bool:
+        """Whether an end mark stands at ``at``."""
+        data = self.data[at : at + END.size]
+        if len(data) < END.size or data[8:12] != END_MAGIC:
+            return False
+        checksum, _, segment, offset, _, seq, chain = END.unpack(data)
+        seed = self.salt ^ (self.segment << 32 | at)
+        if (segment, offset) != (self.segment, at) or xxh3_64_intdigest(data[8:], seed) != checksum:
+            return False
+        if at == self.tail and (seq, chain) != (self.seq, self.chain):
+            raise Damage(at, "an end mark belongs to another batch")
+        if at == self.tail:
+            self.report.line(f"end mark at {at}: closed clean after seq {seq}")
+            self.report.fields(data, at, END, END_NAMES)
+        return True
+
+    def voucher(self, after: int) -> str:
+        """What was written later than the gap at ``after`` and says that there was none, if any."""
+        at = after
+        while (hit := self.data.find(BATCH_MAGIC, at + 8)) >= 0:
+            at = hit - 8
+            found = self.batch_at(at)
+            if not isinstance(found, str) and found[0][6] > self.seq:
+                return f"the batch at {at} says that the log was on disk up to seq {found[0][6]}"
+            at += 1
+        at = after
+        while (hit := self.data.find(END_MAGIC, at + 8)) >= 0:
+            at = hit - 8
+            if self.end_mark(at):
+                return f"an end mark stands at {at}"
+            at += 1
+        return ""
+
+
+# -- what an entry holds ------------------------------------------------------------------------
+
+
+def key_name(at: int, key: bytes) -> str:
+    """A key as it is shown."""
+    if key[:1] == b"\xff":
+        return f"system key {key.hex(' ')}"
+    try:
+        return repr(key.decode())
+    except UnicodeDecodeError:
+        raise Damage(at, "a key that is not UTF-8") from None
+
+
+def describe_put(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """A key's value, or its reference to a content."""
+    name = key_name(at, key)
+    codec = CODECS.get(flags & 7)
+    if codec is None:
+        raise Damage(at, f"codec {flags & 7}")
+    if not flags & 8:
+        return name, f", {codec}", f" = {short(decoded(at, codec, value))}"
+    if len(value) != 26:  # noqa: PLR2004  # hash, number, raw length
+        raise Damage(at, "a reference of another length")
+    number, raw = int.from_bytes(value[16:18], "little"), int.from_bytes(value[18:], "little")
+    return name, f", {codec}", f" = content {value[:16].hex()}-{number} of {raw} bytes"
+
+
+def decoded(at: int, codec: str, value: bytes) -> object:
+    """The value, as far as this can be told without kvsage's own types."""
+    try:
+        if codec == "str":
+            return value.decode()
+        if codec == "msgpack":
+            return msgpack.unpackb(value, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise Damage(at, f"a value that is not {codec}: {error}") from None
+    return value  # a pickle is never opened here
+
+
+def describe_delete(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """A key that is gone."""
+    if value or flags not in REASONS:
+        raise Damage(at, "a deletion with a value or for no known reason")
+    return key_name(at, key), f", {REASONS[flags]}", ""
+
+
+def describe_content(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """Bytes that are stored once."""
+    if len(key) != 18 or len(value) < 8 or flags not in STORED:  # noqa: PLR2004  # hash and number
+        raise Damage(at, "a content of another shape")
+    raw_length, stored = int.from_bytes(value[:8], "little"), value[8:]
+    raw = stored
+    if flags == 1:
+        try:
+            if zstandard.frame_content_size(stored) != raw_length:
+                raise Damage(at, "a content's frame declares another length")
+            raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(stored)
+        except zstandard.ZstdError as error:
+            raise Damage(at, f"a content's frame: {error}") from None
+    if len(raw) != raw_length or xxh3_128_digest(raw) != key[:16]:
+        raise Damage(at, "a content is not what its key says")
+    name = f"content {key[:16].hex()}-{int.from_bytes(key[16:], 'little')}"
+    return name, f", {raw_length} bytes stored {STORED[flags]} in {len(stored)}", ""
+
+
+def describe_retire(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """A file that a copy has replaced."""
+    if len(value) != 8 or key or flags:  # noqa: PLR2004  # two ids
+        raise Damage(at, "a retirement of another shape")
+    old, new = LISTED_FILE.unpack(value)
+    return f"file {old}", f", replaced by {new}" if new else "", ""
+
+
+DESCRIBE = {1: describe_put, 2: describe_delete, 3: describe_content, 4: describe_retire}
+
+
+# -- a store ------------------------------------------------------------------------------------
+
+
+def inspect_file(path: Path, report: Report, end: int | None = None) -> bool:
+    """Read one log file; whether all is well."""
+    report.line(f"{path.parent.name}/{path.name}")
+    try:
+        LogFile(path.read_bytes(), report).read(end)
+    except Damage as error:
+        report.line(f"DAMAGED, {error}")
+        return False
+    return True
+
+
+def inspect_store(path: Path, report: Report) -> bool:
+    """Read a store: its identity, and every file that counts; whether all is well."""
+    try:
+        read_identity((path / "KVSAGE").read_bytes(), report)
+    except Damage as error:
+        report.line(f"DAMAGED, {error}")
+        return False
+    report.line()
+    files = sorted((path / "log").glob("[0-9]" * 10 + ".[sc][ep][gy]"))
+    segments = [file for file in files if file.suffix == ".seg"]
+    if not segments:
+        report.line("DAMAGED, the log has no file")
+        return False
+    newest = LogFile(segments[-1].read_bytes(), Report(with_bytes=False))
+    try:
+        newest.header()
+    except Damage:
+        ends = {}  # reported below, when the file is read
+    else:
+        ends = dict(newest.files)
+    well = True
+    for file in files:
+        number = int(file.stem)
+        if file != segments[-1] and number not in ends:
+            report.line(f"log/{file.name}\nno header lists it: left over, it does not count")
+        else:
+            well = inspect_file(file, report, ends.pop(number, None)) and well
+        report.line()
+    for number in ends:
+        report.line(f"DAMAGED, segment {number} is listed and missing")
+    return well and not ends
+
+
+def main(arguments: list[str]) -> int:
+    """Read what the command line names."""
+    with_bytes = "--bytes" in arguments
+    paths = [Path(argument) for argument in arguments if argument != "--bytes"]
+    if not paths or any(not path.exists() for path in paths):
+        print(__doc__, file=sys.stderr)
+        return 2
+    well = True
+    for path in paths:
+        report = Report(with_bytes=with_bytes)
+        if path.is_dir():
+            well = inspect_store(path, report) and well
+        else:
+            well = inspect_file(path, report) and well
+        print("\n".join(report.lines).rstrip())
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
