@@ -26,7 +26,7 @@ def session(number: int) -> dict[str, Any]:
             "tokens": number * 17 % 128_000,
         },
         "preferences": {"theme": "dark", "language": "en"},
-        "last_message": f"please look at the failing test number {number}",
+        "last_message": f"look at failing test {number}",
     }
 
 
