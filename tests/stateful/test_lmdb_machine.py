@@ -1,0 +1,480 @@
+"""``LMDBStore`` against a dictionary, by a state machine.
+
+Every verb, on the store or inside a transaction, with a clock that moves both ways; snapshots held
+across writes; clean reopens, rebuilds without the index, and images of the live directory as a
+crash would leave it, opened elsewhere. After every step all that can be read must be what the model
+says, and at the end ``verify`` must find nothing.
+
+Segments and the pools are small, so that logs rotate, keys meet and contents are shared.
+"""
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kvsage import KeyNotFoundError, LMDBStore, TransactionStateError, UnsupportedError
+from kvsage.serialization import pack
+from tests.support.clock import FakeClock
+from tests.support.model import Held, select, there
+
+SEGMENT_BYTES_MAX = 65_536
+CONTENT_BYTES_MIN = 4096
+SNAPSHOTS_MAX = 3
+
+
+def noise(seed, size):
+    """Bytes that no compressor makes smaller."""
+    return random.Random(seed).randbytes(size)
+
+
+KEYS = ["a", "a:1", "a:2", "ab", "b", "é", "\uffff", "\U0001f600", "k" * 480]
+BOUNDS = [*KEYS, "", "a:", "\x00", "zz"]
+VALUES = {  # by name, so that a failure is told in names
+    "zero": 0,
+    "seven": 7,
+    "empty text": "",
+    "text": "text",
+    "bytes": b"\x00\xff",
+    "nothing": None,
+    "float": 1.5,
+    "empty list": [],
+    "list": ["x"],
+    "mapping": {"a": [1, {"b": b"c"}]},
+    "text below the threshold": "x" * (CONTENT_BYTES_MIN - 1),
+    "text at the threshold": "x" * CONTENT_BYTES_MIN,
+    "the same as bytes": b"x" * CONTENT_BYTES_MIN,
+    "noise of 4 KB": noise(1, CONTENT_BYTES_MIN + 1),
+    "noise of 30 KB": noise(2, 30_000),
+    "other noise of 30 KB": noise(3, 30_000),
+    "more than a segment": noise(4, 70_000),
+    "long list": ["a list of messages" * 10] * 40,
+    "long mapping": {"a": noise(5, 5_000)},
+}
+CONTENTS = ["bytes", "text below the threshold", "the same as bytes", "noise of 30 KB"]
+
+keys = st.sampled_from(KEYS)
+names = st.sampled_from(list(VALUES))
+# Multiples of a half are exact in binary, so an expiry falls on the instant that the model names.
+ttls = st.one_of(st.none(), st.sampled_from([0.5, 1, 5, 60]))
+bounds = st.one_of(st.none(), st.sampled_from(BOUNDS))
+picks = st.integers(0, 1 << 16)
+
+
+def serialized(value):
+    """The bytes that a store keeps of a value."""
+    if isinstance(value, str):
+        return value.encode()
+    return value if isinstance(value, bytes) else pack(value)
+
+
+def same(value, other):
+    return type(value) is type(other) and value == other
+
+
+class LMDBMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp(prefix="kvsage-machine-"))
+        self.numbers = count(1)
+        self.clock = FakeClock()
+        self.model = {}  # what is committed
+        self.addresses = {}  # what content.put holds, by address
+        self.known_addresses = {}  # every address ever given
+        self.tx = None
+        self.draft = {}  # what the transaction sees
+        self.snapshots = []
+        self.tokens = []
+        self.store = None
+
+    @initialize(durability=st.sampled_from(["full", "relaxed"]))
+    def begin_store(self, durability):
+        self.path = self.place / "store"
+        self.open(durability)
+
+    def open(self, durability):
+        self.store = LMDBStore(
+            self.path,
+            clock=self.clock,
+            durability=durability,
+            segment_bytes_max=SEGMENT_BYTES_MAX,
+            content_bytes_min=CONTENT_BYTES_MIN,
+        )
+
+    # What a rule acts on: the transaction where one is open, else the store.
+
+    @property
+    def verbs(self):
+        return self.store if self.tx is None else self.tx
+
+    @property
+    def mine(self):
+        return self.model if self.tx is None else self.draft
+
+    @property
+    def seen(self):
+        """What the rule's target should show."""
+        return there(self.mine, self.clock())
+
+    def put(self, key, value, ttl):
+        expires_at = None if ttl is None else self.clock() + ttl
+        self.mine[key] = Held(value, expires_at, next(self.numbers))
+
+    def put_keeping_expiry(self, key, value):
+        held = self.seen.get(key)
+        expires_at = None if held is None else held.expires_at
+        self.mine[key] = Held(value, expires_at, next(self.numbers))
+
+    # -- one key ----------------------------------------------------------------------------
+
+    @rule(key=keys, name=names, ttl=ttls)
+    def save(self, key, name, ttl):
+        value = VALUES[name]
+        assert self.verbs.save(key, value, ttl) is True
+        self.put(key, value, ttl)
+
+    @rule(key=keys, name=names, ttl=ttls)
+    def add(self, key, name, ttl):
+        value = VALUES[name]
+        absent = key not in self.seen
+        assert self.verbs.add(key, value, ttl) is absent
+        if absent:
+            self.put(key, value, ttl)
+
+    @rule(key=keys)
+    def delete(self, key):
+        was_there = key in self.seen
+        assert self.verbs.delete(key) is was_there
+        if was_there:
+            del self.mine[key]
+
+    @rule(key=keys)
+    def look(self, key):
+        held = self.seen.get(key)
+        absent = object()
+        value = self.verbs.load(key, absent)
+        assert self.verbs.exists(key) is (held is not None)
+        entry = self.verbs.entry(key)
+        if held is None:
+            assert value is absent
+            assert entry is None
+            with pytest.raises(KeyNotFoundError):
+                self.verbs.ttl(key)
+            return
+        assert same(value, held.value)
+        assert same(entry.value, held.value)
+        assert entry.size == len(serialized(held.value))
+        if held.expires_at is None:
+            assert entry.expires_at is None
+            assert self.verbs.ttl(key) is None
+        else:
+            assert entry.expires_at.timestamp() == held.expires_at
+            assert self.verbs.ttl(key) == held.expires_at - self.clock()
+
+    @rule(key=keys, name=names)
+    def update(self, key, name):
+        value = VALUES[name]
+        held = self.seen.get(key)
+        given = []
+        self.verbs.update(key, lambda old: given.append(old) or value, "default")
+        assert same(given[0], "default" if held is None else held.value)
+        self.put_keeping_expiry(key, value)
+
+    @rule(key=keys, delta=st.sampled_from([1, -3, 1 << 70]))
+    def increment(self, key, delta):
+        held = self.seen.get(key)
+        before = 0 if held is None else held.value
+        if isinstance(before, int):
+            assert self.verbs.increment(key, delta) == before + delta
+            self.put_keeping_expiry(key, before + delta)
+        else:
+            with pytest.raises(UnsupportedError):
+                self.verbs.increment(key, delta)
+
+    @rule(key=keys, items=st.lists(st.sampled_from(["item", 1, "z" * 3000]), max_size=2))
+    def extend(self, key, items):
+        held = self.seen.get(key)
+        before = [] if held is None else held.value
+        if isinstance(before, list):
+            after = [*before, *items]
+            if len(items) == 1:
+                assert self.verbs.append(key, items[0]) == len(after)
+            else:
+                assert self.verbs.extend(key, items) == len(after)
+            self.put_keeping_expiry(key, after)
+            assert self.verbs.load_range(key, 1, -1) == after[1:-1]
+        else:
+            with pytest.raises(UnsupportedError):
+                self.verbs.extend(key, items)
+
+    @rule(key=keys, ttl=ttls)
+    def touch(self, key, ttl):
+        held = self.seen.get(key)
+        assert self.verbs.touch(key, ttl) is (held is not None)
+        if held is not None:
+            self.put(key, held.value, ttl)
+
+    # -- many keys --------------------------------------------------------------------------
+
+    @rule(pairs=st.dictionaries(keys, names, max_size=4), ttl=ttls)
+    def save_many(self, pairs, ttl):
+        pairs = {key: VALUES[name] for key, name in pairs.items()}
+        assert self.verbs.save_many(pairs, ttl) == len(pairs)
+        for key, value in pairs.items():
+            self.put(key, value, ttl)
+
+    @rule(chosen=st.lists(keys, max_size=4))
+    def delete_many(self, chosen):
+        gone = set(chosen) & set(self.seen)
+        assert self.verbs.delete_many(chosen) == len(gone)
+        for key in gone:
+            del self.mine[key]
+
+    @rule(chosen=st.lists(keys, max_size=4))
+    def load_many(self, chosen):
+        seen = self.seen
+        expected = {key: seen[key].value for key in chosen if key in seen}
+        assert self.verbs.load_many(chosen) == expected
+
+    @rule(prefix=st.sampled_from(["a", "a:", "é", "\U0001f600", "none"]))
+    def clear(self, prefix):
+        gone = select(self.seen, prefix)
+        assert self.verbs.clear(prefix) == len(gone)
+        for key in gone:
+            del self.mine[key]
+
+    @rule(
+        prefix=st.sampled_from(["", "a", "a:", "\uffff"]),
+        start=bounds,
+        stop=bounds,
+        reverse=st.booleans(),
+        limit=st.one_of(st.none(), st.integers(0, 5)),
+    )
+    def scan(self, prefix, **chosen):
+        seen = self.seen
+        expected = select(seen, prefix, **chosen)
+        assert list(self.verbs.keys(prefix, **chosen)) == expected
+        pairs = [(key, seen[key].value) for key in expected]
+        assert list(self.verbs.items(prefix, **chosen)) == pairs
+        assert self.verbs.count(prefix) == len(select(seen, prefix))
+
+    # -- versions ---------------------------------------------------------------------------
+
+    @rule(key=keys)
+    def keep_token(self, key):
+        # Of what is committed: a transaction's own writes have no version yet.
+        held = there(self.model, self.clock()).get(key)
+        if held is not None:
+            self.tokens.append((key, self.store.entry(key).version, held.write))
+
+    @precondition(lambda self: self.tokens)
+    @rule(pick=picks, name=names, ttl=ttls)
+    def save_if_version(self, pick, name, ttl):
+        value = VALUES[name]
+        key, token, write = self.tokens[pick % len(self.tokens)]
+        held = self.seen.get(key)
+        unchanged = held is not None and held.write == write
+        assert self.verbs.save(key, value, ttl, if_version=token) is unchanged
+        if unchanged:
+            self.put(key, value, ttl)
+
+    # -- transactions -----------------------------------------------------------------------
+
+    @precondition(lambda self: self.tx is None)
+    @rule()
+    def begin(self):
+        self.tx = self.store.transaction().__enter__()
+        self.draft = dict(self.model)
+
+    @precondition(lambda self: self.tx is not None)
+    @rule(explicit=st.booleans())
+    def commit(self, explicit):
+        tx, self.tx = self.tx, None
+        if explicit:
+            tx.commit()
+        tx.__exit__(None, None, None)
+        self.model = self.draft
+
+    @precondition(lambda self: self.tx is not None)
+    @rule(explicit=st.booleans())
+    def roll_back(self, explicit):
+        tx, self.tx = self.tx, None
+        if explicit:
+            tx.rollback()
+        tx.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+
+    @precondition(lambda self: self.tx is not None)
+    @rule(key=keys)
+    def write_beside_the_transaction(self, key):
+        with pytest.raises(TransactionStateError):
+            self.store.save(key, "beside")
+
+    # -- snapshots --------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.snapshots) < SNAPSHOTS_MAX)
+    @rule()
+    def take_snapshot(self):
+        # A transaction's writes are not in it: they are not committed.
+        self.snapshots.append((self.store.snapshot(), dict(self.model), self.clock()))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(pick=picks, key=keys)
+    def drop_snapshot(self, pick, key):
+        view, model, now = self.snapshots.pop(pick % len(self.snapshots))
+        self.check_snapshot(view, model, now)
+        held = there(model, now).get(key)
+        assert view.exists(key) is (held is not None)
+        if held is not None and held.expires_at is not None:
+            assert view.ttl(key) == held.expires_at - now
+        assert view.count() == len(there(model, now))
+        view.close()
+
+    @staticmethod
+    def check_snapshot(view, model, now):
+        expected = [(key, held.value) for key, held in there(model, now).items()]
+        assert list(view.items()) == expected
+
+    # -- time -------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.tx is None)
+    @rule(seconds=st.sampled_from([0.5, 1, 4.5, 60, -0.5, -1, -60]))
+    def move_clock(self, seconds):
+        self.clock.advance(seconds)
+
+    # -- content ----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.tx is None)
+    @rule(name=st.sampled_from(CONTENTS))
+    def put_content(self, name):
+        raw = serialized(VALUES[name])
+        address = self.store.content.put(raw)
+        assert self.addresses.get(address, raw) == raw
+        self.addresses[address] = self.known_addresses[address] = raw
+
+    @precondition(lambda self: self.tx is None and self.known_addresses)
+    @rule(pick=picks)
+    def delete_content(self, pick):
+        address = sorted(self.known_addresses)[pick % len(self.known_addresses)]
+        assert self.store.content.delete(address) is (address in self.addresses)
+        self.addresses.pop(address, None)
+
+    # -- opening anew -----------------------------------------------------------------------
+
+    def let_go(self):
+        for view, model, now in self.snapshots:
+            self.check_snapshot(view, model, now)
+            view.close()
+        self.snapshots = []
+        self.store.close()
+
+    @precondition(lambda self: self.tx is None)
+    @rule(durability=st.sampled_from(["full", "relaxed"]))
+    def reopen(self, durability):
+        self.let_go()
+        self.open(durability)
+
+    @precondition(lambda self: self.tx is None)
+    @rule(lost=st.sampled_from([("index",), ("INDEX",), ("index", "INDEX")]))
+    def lose_the_index(self, lost):
+        self.let_go()
+        if "index" in lost:
+            shutil.rmtree(self.path / "index")
+        if "INDEX" in lost:
+            (self.path / "INDEX").unlink()
+        self.open("full")
+
+    @rule(with_index=st.booleans(), go_on=st.booleans())
+    def crash(self, with_index, go_on):
+        image = self.place / f"image-{next(self.numbers)}"
+        image.mkdir()
+        shutil.copy(self.path / "KVSAGE", image)
+        shutil.copytree(self.path / "log", image / "log")
+        if with_index:
+            shutil.copy(self.path / "INDEX", image)
+            # Never lock.mdb: closing it here would drop LMDB's own locks on it in this process.
+            (image / "index").mkdir()
+            shutil.copy(self.path / "index" / "data.mdb", image / "index")
+        if go_on and self.tx is None:
+            self.let_go()
+            shutil.rmtree(self.path)
+            self.path = image
+            self.open("full")
+            return
+        with LMDBStore(image, clock=self.clock) as store:
+            self.check_items(store, self.model)
+            report = store.verify(deep=True)
+            assert report.ok, report.problems
+        shutil.rmtree(image)
+
+    # -- what holds after every step --------------------------------------------------------
+
+    def check_items(self, verbs, model):
+        expected = there(model, self.clock())
+        found = dict(verbs.items())
+        assert list(found) == list(expected)
+        for key, held in expected.items():
+            assert same(found[key], held.value), key
+        assert verbs.count() == len(expected)
+
+    @invariant()
+    def contents_are_equal(self):
+        if self.store is not None:
+            self.check_items(self.store, self.model)
+            if self.tx is not None:
+                self.check_items(self.tx, self.draft)
+
+    @invariant()
+    def expiries_are_equal(self):
+        if self.store is not None:
+            for key, held in self.seen.items():
+                left = None if held.expires_at is None else held.expires_at - self.clock()
+                assert self.verbs.ttl(key) == left
+
+    @invariant()
+    def content_is_held_exactly_as_long_as_something_refers_to_it(self):
+        if self.store is None:
+            return
+        references = Counter(self.addresses.values())
+        for held in self.model.values():
+            raw = serialized(held.value)
+            if len(raw) >= CONTENT_BYTES_MIN:
+                references[raw] += 1
+        for address, raw in self.known_addresses.items():
+            assert self.store.content.exists(address) is (raw in references)
+            if raw in references:
+                assert self.store.content.get(address) == raw
+            else:
+                with pytest.raises(KeyNotFoundError):
+                    self.store.content.get(address)
+        stats = self.store.stats()
+        assert (stats.contents, stats.content_references) == (
+            len(references),
+            references.total(),
+        )
+        assert stats.keys == len(self.model)  # expired ones too: nothing has swept them
+
+    def teardown(self):
+        try:
+            if self.store is not None:
+                if self.tx is not None:
+                    self.tx.rollback()
+                for view, model, now in self.snapshots:
+                    self.check_snapshot(view, model, now)
+                    view.close()
+                report = self.store.verify(deep=True)
+                assert report.ok, report.problems
+        finally:
+            if self.store is not None:
+                self.store.close()
+            shutil.rmtree(self.place)
+
+
+LMDBMachine.TestCase.settings = settings(stateful_step_count=40)
+TestLMDBMachine = LMDBMachine.TestCase
