@@ -1,4 +1,4 @@
-"""What a store's contract tests inherit from: how to open it, and the check behind each test.
+"""What a store's contract tests inherit: how to open it, and the check behind each test.
 
 A store takes part with a class that names its groups and says how it is opened:
 

@@ -1,10 +1,13 @@
 """The whole contract, by ``LMDBStore`` in both durabilities."""
 
 from kvsage import LMDBStore
+from tests.contract.expiry import Expiry
+from tests.contract.keys_and_values import KeysAndValues
 from tests.contract.verbs import Verbs
+from tests.contract.versions import Versions
 
 
-class LMDBContract(Verbs):
+class LMDBContract(Verbs, Expiry, Versions, KeysAndValues):
     durability = "full"
 
     def open_store(self, place, clock, **options):
