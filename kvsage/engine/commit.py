@@ -35,7 +35,6 @@ from kvsage.index.segments import (
     Meta,
     add_dead,
     get_meta,
-    put_meta,
 )
 from kvsage.log.format import (
     BATCH_BODY_MAX,
@@ -45,6 +44,7 @@ from kvsage.log.format import (
     BATCH_REST,
     BATCH_ZERO,
     BYTES,
+    CHECKSUM_BYTES,
     CONTENT,
     CONTENT_HEAD,
     CONTENT_KEY,
@@ -68,6 +68,7 @@ ANYTHING, ABSENT, PRESENT = 0, -1, -2
 
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 SETTLE_TRIES = 100
+NOTHING = bytes(len(BATCH_MAGIC_BYTES))  # where the next batch would begin, nothing was written
 
 
 class Operation(NamedTuple):
@@ -93,9 +94,9 @@ class Operation(NamedTuple):
 
     @property
     def room(self) -> int:
-        """At most so many bytes of log."""
+        """About how many bytes of log it takes; a content that is there already takes none."""
         content = self.content
-        extra = 0 if content is None else CONTENT_OVERHEAD + len(content.raw)
+        extra = 0 if content is None else CONTENT_OVERHEAD + len(content.stored)
         return ENTRY_BYTES + len(self.key) + len(self.value) + extra
 
 
@@ -119,7 +120,7 @@ class Committer:
             engine.gate.enter()
             return self.commit_inside(operations, full=full)
         finally:
-            engine.gate.leave()  # not necessarily the gate of two lines above: a fork makes another
+            engine.gate.leave()
 
     def keep_content(self, content: Content, *, full: bool) -> bytes:
         """Let a content be held by its own address, if it is not yet; its content key."""
@@ -155,9 +156,7 @@ class Committer:
         else:
             room = BATCH_BYTES + sum(operation.room for operation in operations)
         if room > BATCH_BODY_MAX:
-            raise ValueTooLargeError(
-                f"one commit of {room} bytes; at most {BATCH_BODY_MAX} go together: split it"
-            )
+            raise _too_large(room)
         while True:
             try:
                 return self._attempt(operations, room, full=full)
@@ -167,51 +166,60 @@ class Committer:
                 raise self._engine.index.error(error, "committing") from error
 
     def _attempt(self, operations: Sequence[Operation], room: int, *, full: bool) -> list[bool]:
+        # Flat for speed: what a plain save does is here and in _apply, the rest in prepare.
         engine = self._engine
         disk, index = engine.disk, engine.index
         txn = index.begin_write()
         try:
-            meta, changed = self.prepare(txn, room)
-            segment, tail, _, chain, seq, flushed_seq, timeline, epoch, _ = meta
+            meta = META.unpack(txn.get(META_KEY))
+            segment, tail, _, chain, seq, flushed_seq, timeline, epoch, poisoned = meta
+            changed = False
+            fd = engine.files.fds.get(segment)
+            if (
+                fd is None
+                or poisoned
+                or not engine.ready
+                or tail + room > engine.room_end.get(segment, 0)
+                or disk.read(fd, 4, tail + MAGIC_OFFSET) != NOTHING
+            ):
+                prepared, changed = self.prepare(txn, Meta._make(meta), room)
+                segment, tail, _, chain, seq, flushed_seq, timeline, epoch, _ = prepared
+                fd = engine.files.fds[segment]
+                meta = prepared
             seq += 1
             dead: dict[int, int] = {}
             entries: list[bytes] = []
             results = self._apply(txn, operations, entries, (segment, tail, seq), dead)
             if not entries:
                 if changed:
-                    put_meta(txn, meta)
+                    txn.put(META_KEY, META.pack(*meta))
                     txn.commit()
                 return results
             if dead:
                 add_dead(txn, dead)
             body = entries[0] if len(entries) == 1 else b"".join(entries)
+            if len(body) > BATCH_BODY_MAX:
+                raise _too_large(len(body))
             now_ms = int(engine.clock() * 1000)
-            # Flat for speed: log.format.encode_batch says the same in a function and a tuple more.
-            rest = (
-                BATCH_REST.pack(
-                    BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain
-                )
-                + body
-            )
+            fields = (BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain)
+            rest = BATCH_REST.pack(*fields) + body
             checksum = xxh3_64_intdigest(rest, engine.salt ^ (segment << PLACE_BITS | tail))
-            end = tail + BATCH_BYTES + len(body)
-            if full:
-                flushed_seq = seq
+            end = tail + CHECKSUM_BYTES + len(rest)
+            durable_seq = seq if full else flushed_seq
             txn.put(
                 META_KEY,
-                META.pack(segment, end, tail, checksum, seq, flushed_seq, timeline, epoch, 0),
+                META.pack(segment, end, tail, checksum, seq, durable_seq, timeline, epoch, 0),
             )
-            fd = engine.files.fds[segment]
             stage = "writing"
             try:
-                disk.write(fd, (checksum.to_bytes(8, "little"), rest), tail)
+                disk.write(fd, (checksum.to_bytes(CHECKSUM_BYTES, "little"), rest), tail)
                 if full:
                     stage = "flushing"
                     disk.sync_data(fd)
                     stage = "committing"
                 txn.commit()
             except BaseException as error:
-                self._settle(txn, fd, (segment, tail, seq), stage, error)
+                self._settle(txn, fd, (tail, seq), stage, error)
                 raise
             return results
         finally:
@@ -219,39 +227,33 @@ class Committer:
             if self._fresh:
                 self._fresh.clear()
 
-    def prepare(self, txn: Txn, room: int) -> tuple[Meta, bool]:
+    def prepare(self, txn: Txn, meta: Meta, room: int) -> tuple[Meta, bool]:
         """Where the next batch goes, with ``room`` bytes there; whether the log was ahead.
 
         Raises:
             PoisonedError: a flush has failed.
         """
         engine = self._engine
-        meta = get_meta(txn)
-        assert meta is not None, "an index is only ever opened built"
         if meta.poisoned or engine.poisoned:
             raise PoisonedError(
                 "a flush to disk failed earlier, so nothing is written until every process has "
                 "closed the store and one has opened it again"
             )
-        if not engine.used:
-            mark_used(engine)
-        changed = False
-        fd = engine.files.fds.get(meta.segment) or engine.files.fd(meta.segment)
-        ahead = engine.disk.read(fd, 4, meta.offset + MAGIC_OFFSET)
-        if ahead == BATCH_MAGIC_BYTES or len(ahead) < 4:  # the magic's length
+        mark_used(engine)
+        before = meta
+        fd = engine.files.fd(meta.segment)
+        ahead = engine.disk.read(fd, len(BATCH_MAGIC_BYTES), meta.offset + MAGIC_OFFSET)
+        if ahead == BATCH_MAGIC_BYTES or len(ahead) < len(BATCH_MAGIC_BYTES):
             # Bytes of a batch, or the end of the file, which a writer that died may have sealed.
-            after = adopt(engine, txn, meta)
-            meta, changed = after, after != meta
-        if meta.offset + room > engine.options.segment_bytes_max and meta.last:
-            meta, changed = begin_segment(engine, txn, meta), True
-        fd = engine.files.fds.get(meta.segment) or engine.files.fd(meta.segment)
-        if meta.offset + room > engine.allocated.get(meta.segment, 0):
-            engine.allocated = {
-                meta.segment: make_room(
-                    engine.disk, fd, meta.offset + room, engine.options.segment_bytes_max
-                )
-            }
-        return meta, changed
+            meta = adopt(engine, txn, meta)
+        limit = engine.options.segment_bytes_max
+        if meta.offset + room > limit and meta.last:
+            meta = begin_segment(engine, txn, meta)
+        fd = engine.files.fd(meta.segment)
+        size = make_room(engine.disk, fd, meta.offset + room, limit)
+        engine.room_end = {meta.segment: min(size, limit)}
+        engine.ready = True
+        return meta, meta != before
 
     # -- applying ---------------------------------------------------------------------------
 
@@ -335,13 +337,13 @@ class Committer:
     # -- when it goes wrong -----------------------------------------------------------------
 
     def _settle(
-        self, txn: Txn, fd: int, at: tuple[int, int, int], stage: str, error: BaseException
+        self, txn: Txn, fd: int, at: tuple[int, int], stage: str, error: BaseException
     ) -> None:
         """Decide the fate of a batch that may or may not be in the log: committed, or void.
 
         An interrupt may come at any point, here too; it is held back until the fate is decided.
         """
-        segment, tail, seq = at
+        tail, seq = at
         engine = self._engine
         failed = isinstance(error, KvsageError) and stage == "flushing"
         for _ in range(SETTLE_TRIES):
@@ -362,6 +364,12 @@ class Committer:
             except KeyboardInterrupt:
                 continue
             except KvsageError:
-                engine.poisoned = True
+                engine.poisoned, engine.ready = True, False
                 return
-        engine.poisoned = True
+        engine.poisoned, engine.ready = True, False
+
+
+def _too_large(size: int) -> ValueTooLargeError:
+    return ValueTooLargeError(
+        f"one commit of {size} bytes; at most {BATCH_BODY_MAX} go together: split it"
+    )

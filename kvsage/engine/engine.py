@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvsage.engine.commit import Committer
 from kvsage.engine.content import RawCache, decode_content
@@ -25,7 +25,6 @@ from kvsage.errors import (
     CorruptionError,
     KvsageError,
     NotAStoreError,
-    StoreClosedError,
     StoreUnavailableError,
 )
 from kvsage.fs.locks import LockFile, WriterGate, identity, wait_for_lock
@@ -105,8 +104,11 @@ class Engine:
         self.salt = 0
         self.timelines: tuple[Timeline, ...] = ()
         self.used = False  # INDEX is known to say "not clean"
+        self.inherited = False  # this is a forked child that has not used it yet
+        self.closed = False
         self.poisoned = False
-        self.allocated: dict[int, int] = {}  # the active segment's size on disk, as last seen
+        self.ready = False  # a commit of this process has found all in order
+        self.room_end: dict[int, int] = {}  # up to where the active segment has room, as last seen
 
     # -- opening and closing ----------------------------------------------------------------
 
@@ -133,15 +135,12 @@ class Engine:
                 failed.callback(self.files.close)
                 self.lock = LockFile(self.disk, self.path / "LOCK")
                 failed.callback(self.lock.close)
-                self.gate = WriterGate(
-                    self.disk, self.path, self.options.lock_timeout, _raise_closed
-                )
+                self.gate = WriterGate(self.disk, self.path, self.options.lock_timeout)
                 failed.callback(self.gate.close)
                 open_index(self, fresh=fresh)
                 failed.callback(self.index.close)
                 self._catch_up()
                 failed.pop_all()
-        self.pid = os.getpid()
         self.flusher.start()
 
     def _identify(self, *, create: bool) -> bool:
@@ -219,8 +218,9 @@ class Engine:
 
     def close(self) -> None:
         """Flush and close; the last process leaves a store that opens at once."""
-        if self.pid != os.getpid():
-            return  # a forked child that never used it
+        if self.closed or self.inherited:
+            return  # at exit already, or in a forked child that never used it
+        self.closed = True
         self.flusher.stop()
         try:
             self.flusher.flush()
@@ -244,25 +244,23 @@ class Engine:
     def forked(self) -> None:
         """In the child: let go of what was inherited; the next use opens the store anew."""
         self.generation += 1
+        self.inherited = True
         self.gate.close()
         self.lock.close()
         self.files.close()
-        self.index.abandon(self._revive_and_begin)
-        self.allocated = {}
+        self.index.abandon()
+        self.ready = self.poisoned = False
+        self.room_end = {}
         self.committer = Committer(self)
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
-        self.gate = WriterGate(self.disk, None, 0, self._revive)
 
-    def _revive(self) -> WriterGate:
+    def reopen(self) -> None:
+        """In a forked child, before the first use: open what was let go of."""
         with _registry_lock:
-            if self.pid != os.getpid():
+            if self.inherited:
                 self.open(create=False)
-        return self.gate
-
-    def _revive_and_begin(self, *args: Any, **kwargs: Any) -> Any:
-        self._revive()
-        return self.index.begin(*args, **kwargs)
+                self.inherited = False
 
     # -- reading the log --------------------------------------------------------------------
 
@@ -331,7 +329,7 @@ class Engine:
 
     def poison(self) -> None:
         """Let no process write until an opener has written anew what may not be on disk."""
-        self.poisoned = True
+        self.poisoned, self.ready = True, False
         with contextlib.suppress(KvsageError), self.index.writing() as txn:
             meta = get_meta(txn)
             if meta is not None:
@@ -345,10 +343,6 @@ def _is_bare(disk: Disk, path: Path) -> bool:
         return disk.size(fd) <= FIRST_HEADER_BYTES
     finally:
         disk.close(fd)
-
-
-def _raise_closed() -> WriterGate:
-    raise StoreClosedError("the store is closed")
 
 
 # -- one engine for each store and process ------------------------------------------------------
@@ -421,9 +415,8 @@ def _close_all() -> None:
         engines = list(_registry.values())
         _registry.clear()
         for engine in engines:
-            if engine.pid == os.getpid():
-                with contextlib.suppress(KvsageError):
-                    engine.close()
+            with contextlib.suppress(KvsageError):
+                engine.close()
 
 
 def _after_fork_in_child() -> None:

@@ -41,8 +41,8 @@ from kvsage.log.segment import read_header
 from kvsage.log.writer import create_file, make_room
 
 if TYPE_CHECKING:
-    from kvsage.log.format import SegmentHeader
     from kvsage.engine.engine import Engine
+    from kvsage.log.format import SegmentHeader
 
 
 # -- the trust decision -------------------------------------------------------------------------

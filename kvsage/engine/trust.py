@@ -37,6 +37,8 @@ def mark_used(engine: Engine) -> None:
     Behind the writer gate. No other process can close clean while this one has the store open, so
     once is enough.
     """
+    if engine.used:
+        return
     trust = read_trust(engine.disk, engine.trust_path)
     if trust is None or trust.clean:
         with engine.index.reading() as txn:

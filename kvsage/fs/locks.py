@@ -4,8 +4,8 @@ A ``flock`` belongs to the open file, so it goes when the last descriptor of tha
 however the process dies. It cannot be upgraded without letting go, so nothing here tries.
 
 ``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
-that grows. ``WriterGate`` keeps that from starving anyone: one of those who wait holds ``NEXT``,
-through which every other must pass as well, a busy writer that comes back too.
+that grows. ``WriterGate`` keeps that from starving anyone: one of those who wait holds ``NEXT``, and
+a busy writer that comes back again and again must pass through ``NEXT`` every few times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kvsage.errors import StoreLockedError, TransactionStateError
+from kvsage.errors import StoreClosedError, StoreLockedError, TransactionStateError
 from kvsage.fs.posix import Disk, translate
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PAUSE_LEAST_S = 0.00005
-PAUSE_MOST_S = 0.005
+PAUSE_MOST_S = 0.001
+TURNS_BEFORE_NEXT = 8  # passing through NEXT each time would cost a lone writer 1.3 us a commit
 EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 SHARED_NOW = fcntl.LOCK_SH | fcntl.LOCK_NB
 
@@ -59,13 +60,13 @@ def wait_for_lock(fd: int, deadline: float, what: str, *, shared: bool = False) 
 
 
 class LockFile:
-    """One file that exists to be locked; with no path, one that is closed already."""
+    """One file that exists to be locked."""
 
     __slots__ = ("_disk", "fd")
 
-    def __init__(self, disk: Disk, path: Path | None) -> None:
+    def __init__(self, disk: Disk, path: Path) -> None:
         self._disk = disk
-        self.fd = -1 if path is None else disk.open(path, write=True, create=True)
+        self.fd = disk.open(path, write=True, create=True)
 
     def close(self) -> None:
         """Close, which lets go; a second close does nothing."""
@@ -82,23 +83,16 @@ class WriterGate:
     or not wholly, entered.
     """
 
-    __slots__ = ("_gate", "_is_mine", "_next", "_thread", "_timeout_s", "on_closed")
+    __slots__ = ("_gate", "_is_mine", "_next", "_thread", "_timeout_s", "_turns")
 
-    def __init__(
-        self,
-        disk: Disk,
-        directory: Path | None,
-        timeout_s: float,
-        on_closed: Callable[[], WriterGate],
-    ) -> None:
-        self._gate = LockFile(disk, directory and directory / "WRITE")
-        self._next = LockFile(disk, directory and directory / "NEXT")
+    def __init__(self, disk: Disk, directory: Path, timeout_s: float) -> None:
+        self._gate = LockFile(disk, directory / "WRITE")
+        self._next = LockFile(disk, directory / "NEXT")
         # A lock that knows its owner: leaving without having entered lets go nobody else's turn.
         self._thread = threading.RLock()
         self._is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
         self._timeout_s = timeout_s
-        # What to enter in place of a closed gate; raises, or (in a forked child) opens anew.
-        self.on_closed = on_closed
+        self._turns = 0
 
     def refuse_nested(self) -> None:
         """Refuse a thread that is in already.
@@ -116,24 +110,24 @@ class WriterGate:
 
         Raises:
             StoreLockedError: it did not come within the timeout.
+            StoreClosedError: another thread has closed the store.
         """
         if self._gate.fd < 0:
-            self.on_closed().enter()
-            return
+            raise StoreClosedError("the store is closed")
         if not self._thread.acquire(blocking=False):
             timeout = min(self._timeout_s, threading.TIMEOUT_MAX)
             if not self._thread.acquire(timeout=timeout):
                 raise StoreLockedError(
                     f"another thread has been writing for more than {self._timeout_s:g} s"
                 )
-        waiting, gate = self._next.fd, self._gate.fd
+        self._turns += 1
+        if self._turns % TURNS_BEFORE_NEXT and try_lock(self._gate.fd):
+            return
         try:
-            if not try_lock(waiting):
-                self._wait(waiting)
-            if not try_lock(gate):
-                self._wait(gate)
+            self._wait(self._next.fd)
+            self._wait(self._gate.fd)
         finally:
-            unlock(waiting)
+            unlock(self._next.fd)
 
     def _wait(self, fd: int) -> None:
         wait_for_lock(

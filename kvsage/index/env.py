@@ -199,14 +199,10 @@ class Index:
         self.begin = _closed
         self.env.close()
 
-    def abandon(self, begin: Callable[..., Txn]) -> None:
-        """Let an environment inherited over a fork lie, neither used nor closed.
-
-        Args:
-            begin: what to call for the next transaction; it opens the store anew.
-        """
+    def abandon(self) -> None:
+        """Let an environment inherited over a fork lie, neither used nor closed."""
         _inherited.append(self.env)
-        self.begin = begin
+        self.begin = _closed
         _tell_processes_apart()
 
 

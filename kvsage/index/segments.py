@@ -104,9 +104,11 @@ def put_segment(txn: Txn, segment: int, row: SegmentRow) -> None:
 def add_dead(txn: Txn, dead: dict[int, int]) -> None:
     """Count ``dead`` bytes by file id."""
     for segment, count in dead.items():
-        row = get_segment(txn, segment)
-        if row is not None:
-            put_segment(txn, segment, row._replace(dead_bytes=row.dead_bytes + count))
+        key = SEGMENT_PREFIX + SEGMENT_ID.pack(segment)
+        data = txn.get(key)
+        if data is not None:
+            start, end, after_seq, dead_bytes, kind = SEGMENT_ROW.unpack(data)
+            txn.put(key, SEGMENT_ROW.pack(start, end, after_seq, dead_bytes + count, kind))
 
 
 def all_segments(txn: Txn) -> Iterator[tuple[int, SegmentRow]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kvsage.fs import Disk
 
-NAME = re.compile(r"(\d{10})\.(seg|cpy)")
+NAME = re.compile(r"([0-9]{10})\.(seg|cpy)")
 SEGMENT_ID_MAX = (1 << 32) - 1
 ENDINGS = {FileKind.SEGMENT: "seg", FileKind.COPY: "cpy"}
 

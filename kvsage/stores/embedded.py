@@ -104,9 +104,14 @@ class LMDBStore(TransactionalStore):
         return load_flat(self._reading(), self._codec, key, default)
 
     def _reading(self) -> Engine:
+        if self._closed or self._engine.inherited:
+            self._look_again()
+        return self._engine
+
+    def _look_again(self) -> None:
         if self._closed:
             raise StoreClosedError("the store is closed")
-        return self._engine
+        self._engine.reopen()
 
     @override
     def exists(self, key: str) -> bool:
@@ -173,8 +178,8 @@ class LMDBStore(TransactionalStore):
     # -- writing ----------------------------------------------------------------------------
 
     def _writing(self) -> Engine:
-        if self._closed:
-            raise StoreClosedError("the store is closed")
+        if self._closed or self._engine.inherited:
+            self._look_again()
         if self.options.readonly:
             raise ReadOnlyStoreError(f"{self.path} was opened for reading")
         return self._engine
