@@ -113,7 +113,7 @@ def on_terminal(tmp_path: Path, store: Path) -> Run:
             stdout=theirs,
             stderr=theirs,
             cwd=tmp_path,
-            env=environment(KVSAGE_STORE=str(store), COLUMNS="100", **env),
+            env=environment(**{"KVSAGE_STORE": str(store), "COLUMNS": "100", **env}),
         )
         os.close(theirs)
         reader = threading.Thread(target=_drain, args=(ours, shown))
