@@ -3,11 +3,13 @@
 from kvsage import LMDBStore
 from tests.contract.expiry import Expiry
 from tests.contract.keys_and_values import KeysAndValues
+from tests.contract.scans import Scans
 from tests.contract.verbs import Verbs
 from tests.contract.versions import Versions
+from tests.contract.views import Snapshots, Transactions
 
 
-class LMDBContract(Verbs, Expiry, Versions, KeysAndValues):
+class LMDBContract(Verbs, Expiry, Versions, KeysAndValues, Scans, Transactions, Snapshots):
     durability = "full"
 
     def open_store(self, place, clock, **options):

@@ -21,17 +21,8 @@ WRITES = {
     "if_version": lambda s: s.save("k", 1, if_version=s.entry("k").version),
 }
 
-GARBAGE = [
-    "",
-    "x",
-    "1",
-    "1@",
-    "@",
-    "pending",
-    "-1@" + "0" * 16,
-    "1@" + "0" * 17,
-    "9" * 5000 + "@" + "0" * 16,
-]
+GARBAGE = ["", "x", "1", "1@", "@", "pending", "-1@" + "0" * 16, "1@" + "0" * 17]
+GARBAGE += ["9" * 5000 + "@" + "0" * 16]
 
 
 class Versions(StoreContract):
