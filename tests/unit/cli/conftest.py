@@ -1,5 +1,10 @@
-"""Running the command as a user does: a process of its own, with its streams and its exit code."""
+"""Running the command, each time with its streams and its exit code.
 
+``run`` and ``on_terminal`` do it as a user does, in a process of its own; ``keep`` saves the start
+of a process where a test is about what a verb says and does.
+"""
+
+import io
 import os
 import pty
 import subprocess
@@ -11,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from kvsage.cli import main
 
 COMMAND = [sys.executable, "-m", "kvsage"]
 
@@ -91,11 +98,20 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keep(run: Run, store: Path) -> Run:
-    """Run the command on the test's store."""
+def keep(
+    tmp_path: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> Run:
+    """Run the command on the test's store, in this process."""
+    monkeypatch.chdir(tmp_path)
 
-    def keep(verb: str, *arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
-        return run(verb, "--store", store, *arguments, stdin=stdin, **env)
+    def keep(verb: str, *arguments: object, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main([verb, "--store", str(store), *map(_text, arguments)])
+        out, err = capsysbinary.readouterr()
+        return Outcome(code, out, err.decode())
 
     return keep
 

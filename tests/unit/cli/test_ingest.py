@@ -40,8 +40,8 @@ def saved(store: Path) -> dict[str, bytes]:
         return dict(opened.items())
 
 
-def test_every_file_comes_back_byte_for_byte(keep, tree):
-    done = keep("ingest", tree)
+def test_every_file_comes_back_byte_for_byte(run, keep, tree, store):
+    done = run("ingest", "--store", store, tree)
     assert (done.code, done.err) == (0, "")
     keys = [json.loads(line)["key"] for line in keep("scan", "--json").lines]
     assert keys == [

@@ -1,10 +1,16 @@
 import pytest
 
 
-def test_set_and_get(keep):
-    done = keep("set", "greeting", "hello")
-    assert done == (0, b"", "")
-    assert keep("get", "greeting") == (0, b"hello", "")
+def test_set_and_get(run, store):
+    assert run("set", "--store", store, "greeting", "hello") == (0, b"", "")
+    assert run("get", "--store", store, "greeting") == (0, b"hello", "")
+    assert run("get", "--store", store, "absent") == (1, b"", "kvsage: no key 'absent'\n")
+
+
+def test_bytes_through_pipes(run, store):
+    every_byte = bytes(range(256)) * 40
+    assert run("set", "--store", store, "--raw", "bytes", "-", stdin=every_byte).code == 0
+    assert run("get", "--store", store, "bytes").out == every_byte
 
 
 @pytest.mark.parametrize(
