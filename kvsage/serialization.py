@@ -67,7 +67,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, overload
@@ -151,6 +151,7 @@ _EXACT: Final = decimal.Context(
 _ZONE_NAME: Final = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*"
 _ZONE: Final = re.compile(_ZONE_NAME)
 _STAMP: Final = re.compile(rf"([^\[]*)(?:\[({_ZONE_NAME})\])?(\[fold=1\])?")
+_TINY_OFFSET: Final = re.compile(r"([+-])00:00:00\.(\d{6})$")
 
 
 def _stamp_text(value: datetime | time) -> str:
@@ -166,11 +167,19 @@ def _stamp(kind: type[datetime | time], text: str) -> datetime | time:
     if parts is None:
         raise ValueError(f"not a {kind.__name__}: {text[:80]!r}")
     value = kind.fromisoformat(parts[1])
+    if value.tzinfo is UTC and not parts[1].endswith("+00:00"):
+        value = value.replace(tzinfo=_tiny_offset(parts[1]))
     if parts[3]:
         value = value.replace(fold=1)
     if parts[2]:
         value = _in_zone(value, parts[2])
     return value
+
+
+def _tiny_offset(text: str) -> timezone:
+    # fromisoformat takes an offset below one second for UTC (seen in Python 3.11).
+    parts = _TINY_OFFSET.search(text)
+    return timezone(timedelta(microseconds=int(parts[1] + parts[2]))) if parts else UTC
 
 
 def _in_zone(value: datetime | time, key: str) -> datetime | time:
@@ -645,7 +654,7 @@ def _to_json(value: Any, depth: int = 0) -> Any:
     if kind in _JSON_NATIVE:
         return value
     if depth > JSON_DEPTH_MAX:
-        raise ValueError(f"nested more than {JSON_DEPTH_MAX} deep")
+        raise RecursionError
     write = _TO_JSON.get(kind)
     if write is not None:
         return write(value, depth + 1)
@@ -673,7 +682,8 @@ def _list_json(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
 
 
 def _members_json(value: set[Any] | frozenset[Any], depth: int) -> list[Any]:
-    return [_to_json(member, depth) for member in sorted(value, key=_packed)]
+    inside_a_set = _Packing(1).packer()
+    return [_to_json(member, depth) for member in sorted(value, key=inside_a_set.pack)]
 
 
 def _dict_json(value: dict[Any, Any], depth: int) -> dict[str, Any]:
@@ -781,10 +791,14 @@ def _read_pickle(data: bytes | bytearray | memoryview) -> Any:
 # --- Errors ---------------------------------------------------------------------------------------
 
 
-def _reason(error: Exception) -> str:
+def _is_depth(error: Exception) -> bool:
     if isinstance(error, (RecursionError, StackError)):
-        return "nested too deep"
-    return str(error) or type(error).__name__
+        return True
+    return str(error).startswith("recursion limit exceeded")  # msgpack's packer: a ValueError
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deep" if _is_depth(error) else str(error) or type(error).__name__
 
 
 def _unreadable(error: Exception) -> SerializationError:
@@ -803,6 +817,8 @@ def _guarded(
 
 
 def _unwritable(value: Any, error: Exception, write: Callable[[Any], bytes]) -> SerializationError:
+    if _is_depth(error):
+        return SerializationError("cannot store value: nested too deep, or it contains itself")
     path = "value"
     with suppress(Exception):  # a value odd enough may also refuse to be looked at
         path = _culprit(value, write)
@@ -810,18 +826,15 @@ def _unwritable(value: Any, error: Exception, write: Callable[[Any], bytes]) -> 
 
 
 def _culprit(value: Any, write: Callable[[Any], bytes]) -> str:
-    """Where the part that cannot be written lies, as far as a few levels down.
-
-    The price is writing again what stands before it on each level, paid only on failure.
-    """
+    """Where the part that cannot be written lies, by writing part after part again."""
     path = "value"
     for _ in range(PATH_STEPS_MAX):
         culprit = next((part for part in _parts(value) if not _can_write(part[1], write)), None)
         if culprit is None:
-            return path
+            break
         path += culprit[0]
         value = culprit[1]
-    return "value"
+    return path
 
 
 def _can_write(part: Any, write: Callable[[Any], bytes]) -> bool:
