@@ -169,6 +169,54 @@ def test_a_gap_before_an_end_mark_is_damage(tool, capsys, tmp_path):
     assert "an end mark stands at" in out
 
 
+def made_by_hand(path, *, chain=None, seq=1, entry=None):
+    """A segment of one batch, in which one thing may be wrong though every checksum of it is right."""
+    uuid = bytes(range(16))
+    timeline = log_format.Timeline(7, 0)
+    header = log_format.encode_header(
+        log_format.SegmentHeader(1, uuid, 1, 5, 7, 0, 0, 0, 0, (), (timeline,))
+    )
+    before = int.from_bytes(header[-8:], "little") if chain is None else chain
+    whole = log_format.encode_entry(log_format.LogEntry(1, 0, log_format.PUT, 1, b"k", b"v"))
+    fields = log_format.BatchHeader(0, 1, 0, seq, 0, 0, before)
+    seed = log_format.place(log_format.Identity(1, uuid, 0).salt, 1, len(header))
+    _, *batch = log_format.encode_batch(fields, whole if entry is None else entry(whole), seed)
+    path.write_bytes(header + b"".join(batch))
+    return path
+
+
+def test_a_segment_made_by_hand_checks(tool, capsys, tmp_path):
+    code, out = run(tool, capsys, made_by_hand(tmp_path / "0000000001.seg"))
+    assert code == 0
+    assert "'k', str = 'v'" in out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"chain": 1}, "follows something else"), ({"seq": 2}, "bears seq 2 after 0")],
+)
+def test_a_batch_that_does_not_follow_is_a_torn_tail(tool, capsys, tmp_path, wrong, told):
+    code, out = run(tool, capsys, made_by_hand(tmp_path / "0000000001.seg", **wrong))
+    assert code == 0
+    assert "torn tail" in out
+    assert told in out
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        (lambda entry: b"\0" + entry[1:], "an entry's checksum does not match"),
+        (lambda entry: entry[:-1], "an entry reaches past its batch"),
+        (lambda entry: entry + b"\0", "the entries do not fill their batch"),
+        (lambda entry: entry[:20], "the entries do not fill their batch"),
+    ],
+)
+def test_a_wrong_entry_in_a_batch_that_checks_is_damage(tool, capsys, tmp_path, entry, told):
+    code, out = run(tool, capsys, made_by_hand(tmp_path / "0000000001.seg", entry=entry))
+    assert code == 1
+    assert told in out
+
+
 def test_zeros_behind_the_last_batch_are_room(tool, capsys, tmp_path):
     segment = small(tmp_path / "store")
     segment.write_bytes(without_end_mark(segment) + bytes(1000))
