@@ -63,7 +63,13 @@ class LogBytes:
 
     def encoded(self, body, *, flushed_seq=0, **changes):
         """The bytes of a batch that would follow, its fields as they should be or changed."""
-        fields = {"count": 1, "seq": self.seq + 1, "chain": self.chain, "time_ms": 2000, **changes}
+        fields = {
+            "entries": 1,
+            "seq": self.seq + 1,
+            "chain": self.chain,
+            "time_ms": 2000,
+            **changes,
+        }
         at = fields.pop("at", (SALT, self.segment, len(self.data)))
         header = BatchHeader(0, length=0, flushed_seq=flushed_seq, **fields)
         checksum, head, rest = encode_batch(header, body, place(*at))

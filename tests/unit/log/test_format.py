@@ -338,7 +338,7 @@ def test_batch_round_trip(entries, fields, seed):
     assert fmt.decode_batch_header(head + rest) == header
     assert fmt.decode_batch_header(b"ahead" + head + rest, 5) == header
     assert (head + rest)[fmt.BATCH_BYTES :] == body
-    split = list(fmt.split_entries(body, header.count))
+    split = list(fmt.split_entries(body, header.entries))
     assert [piece for _, piece in split] == framed
     assert [body[offset : offset + len(piece)] for offset, piece in split] == framed
     assert [fmt.decode_entry(piece) for _, piece in split] == entries

@@ -177,7 +177,7 @@ def test_a_batch_made_for_its_place_inside_a_torn_one_vouches_only_by_its_flush(
     """Where bytes that check lie in a torn batch, only what they say of the flush counts."""
     outer = len(log.data)
     inside = outer + BATCH_BYTES + 32 + 1
-    _, forged = log.encoded(b"", count=0, seq=77, at=(SALT, 1, inside), flushed_seq=0)
+    _, forged = log.encoded(b"", entries=0, seq=77, at=(SALT, 1, inside), flushed_seq=0)
     assert log.append(forged) == outer
     assert log.reader().batch_at(inside) is not None
     assert log.read() == [outer]
