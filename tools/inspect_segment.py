@@ -40,7 +40,7 @@ END_NAMES = "checksum, magic, segment, offset, zero, seq, chain"
 
 BATCH_MAGIC, END_MAGIC = b"BVK1", b"END1"
 BODY_MAX = 1 << 30
-FILE_KINDS = {1: "segment", 2: "compacted copy"}
+FILE_KINDS = {1: "segment", 2: "copy"}
 KINDS = {1: "PUT", 2: "DELETE", 3: "CONTENT", 4: "RETIRE"}
 CODECS = {0: "msgpack", 1: "str", 2: "bytes", 3: "json", 4: "pickle"}
 REASONS = {0: "by the user", 1: "expired", 2: "evicted"}

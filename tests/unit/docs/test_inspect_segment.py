@@ -127,6 +127,18 @@ def test_a_missing_segment_that_is_listed_is_damage(tool, capsys, store_path):
     assert "segment 1 is listed and missing" in out
 
 
+def test_a_repaired_store_with_its_copy_checks(tool, capsys, store_path):
+    segment = segments(store_path)[0]
+    data = bytearray(segment.read_bytes())
+    data[300:400] = bytes(100)
+    segment.write_bytes(data)
+    report = LMDBStore.repair(store_path, clock=lambda: NOW_S)
+    assert report.problems
+    code, out = run(tool, capsys, store_path)
+    assert code == 0, out
+    assert "header: copy" in out
+
+
 def small(path):
     with LMDBStore(path, clock=lambda: NOW_S) as store:
         for number in range(3):
@@ -170,7 +182,7 @@ def test_a_gap_before_an_end_mark_is_damage(tool, capsys, tmp_path):
 
 
 def made_by_hand(path, *, chain=None, seq=1, entry=None):
-    """A segment of one batch, in which one thing may be wrong though every checksum of it is right."""
+    """A segment of one batch that is wrong in one thing, its checksums apart."""
     uuid = bytes(range(16))
     timeline = log_format.Timeline(7, 0)
     header = log_format.encode_header(
