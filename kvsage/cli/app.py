@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from kvsage.cli.call import Call, debug_option, store_option
 from kvsage.cli.exits import BROKEN_PIPE, INTERRUPTED, OK, UNEXPECTED, USAGE, exit_code
+from kvsage.errors import CorruptionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +158,8 @@ def _say(error: BaseException, *, debug: bool) -> None:
     if exit_code(error) == UNEXPECTED:
         text = f"unexpected {type(error).__name__}: {text}"
         text += "" if debug else " (--debug shows where)"
+    elif isinstance(error, CorruptionError):
+        text += "; `kvsage repair --dry-run` shows what can be saved"
     with suppress(OSError):
         if debug:
             traceback.print_exception(error)

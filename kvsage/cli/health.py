@@ -169,7 +169,7 @@ def _agreed(plan: RepairReport) -> bool:
         raise click.UsageError("repair changes the store: give --yes, or look with --dry-run first")
     for text in repair_lines(plan):
         render.note(text)
-    return not plan.problems or click.confirm("Repair it so?", err=True)
+    return click.confirm("Do it so?", err=True)
 
 
 def _tell(call: Call, report: RepairReport) -> None:
@@ -183,15 +183,14 @@ def _tell(call: Call, report: RepairReport) -> None:
 def repair_lines(report: RepairReport) -> list[str]:
     """A report in words: each problem, then what was or would be done."""
     would = "would be " if report.dry_run else ""
-    if not report.problems and not report.rebuilt:
-        return ["nothing to repair"]
-    lines = _problem_lines(report.problems)
+    lines = _problem_lines(report.problems) or ["no damage found"]
     if report.rebuilt:
         lines.append(f"index {would}rebuilt from the log")
-    lines.append(
-        f"{report.entries_kept:,} entries {would}kept from damaged files, "
-        f"{render.byte_size(report.bytes_lost)} {would}lost"
-    )
+    if report.problems:
+        lines.append(
+            f"{report.entries_kept:,} entries {would}kept, "
+            f"{render.byte_size(report.bytes_lost)} of log {would}lost"
+        )
     lines += [f"lost: {render.one_line(key)}" for key in report.keys_lost]
     if report.saved_to is not None:
         lines.append(f"damaged files {would}kept in {report.saved_to}")

@@ -123,7 +123,11 @@ class Broken:
     ("error", "code", "message"),
     [
         (errors.StoreLockedError("another process\nholds it"), 3, "another process holds it"),
-        (errors.CorruptionError("bad", segment=3, offset=9), 4, "bad (segment 3, offset 9)"),
+        (
+            errors.CorruptionError("bad", segment=3, offset=9),
+            4,
+            "bad (segment 3, offset 9); `kvsage repair --dry-run` shows what can be saved",
+        ),
         (errors.StoreFullError(28, "no space left", "/s"), 5, "no space left"),
         (errors.TransactionConflictError("changed"), 5, "changed"),
         (OSError(5, "Input/output error"), 3, "Input/output error"),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,20 @@ def test_damage_is_exit_4(filled, keep):
     assert report["problems"][0]["segment"] == 1
 
 
+def test_a_damaged_store_is_repaired(filled, keep):
+    flip(filled, b"value")
+    shutil.rmtree(filled / "index")
+    refused = keep("get", "text/0")
+    assert (refused.code, refused.err.count("\n")) == (4, 1)
+    assert keep("repair", "--dry-run").code == 4
+    assert keep("get", "text/0").code == 4  # nothing was touched
+    done = keep("repair", "--yes")
+    assert (done.code, done.err) == (0, "")
+    assert "index rebuilt from the log" in done.lines
+    assert keep("verify", "--deep").code == 0
+    assert keep("get", "text/0").code == 0
+
+
 def test_verify_in_words():
     assert verify_lines(VerifyReport((PROBLEM, PROBLEM), 2, 1234, 5678, 9_000_000, deep=True)) == [
         "segment 3, offset 4096, 20 bytes: bad checksum [keys: a\\nb]",
@@ -116,9 +131,9 @@ def report(*, dry_run: bool, damaged: bool = True) -> RepairReport:
         dry_run=dry_run,
         rebuilt=damaged,
         entries_kept=7,
-        bytes_lost=1500,
-        keys_lost=("a\nb",),
-        saved_to="lost+found/1",
+        bytes_lost=1500 if damaged else 0,
+        keys_lost=("a\nb",) if damaged else (),
+        saved_to="lost+found/1" if damaged else None,
     )
 
 
@@ -147,7 +162,7 @@ def test_dry_run_touches_nothing(filled, repairs, capsys):
     assert capsys.readouterr().out == (
         "segment 3, offset 4096, 20 bytes: bad checksum [keys: a\\nb]\n"
         "index would be rebuilt from the log\n"
-        "7 entries would be kept from damaged files, 1.5 kB would be lost\n"
+        "7 entries would be kept, 1.5 kB of log would be lost\n"
         "lost: a\\nb\n"
         "damaged files would be kept in lost+found/1\n"
     )
@@ -156,7 +171,7 @@ def test_dry_run_touches_nothing(filled, repairs, capsys):
 def test_yes_repairs_at_once(filled, repairs, capsys):
     assert cli.main(["repair", "--store", str(filled), "--yes"]) == 0
     assert repairs.asked == [False]
-    assert "7 entries kept from damaged files, 1.5 kB lost\n" in capsys.readouterr().out
+    assert "7 entries kept, 1.5 kB of log lost\n" in capsys.readouterr().out
 
 
 def test_json(filled, repairs, capsys):
@@ -192,7 +207,7 @@ def test_on_a_terminal_it_asks(monkeypatch, filled, repairs, capsys, answer):
     assert repairs.asked == {"y": [True, False], "n": [True]}[answer]
     shown = capsys.readouterr()
     assert "would be rebuilt" in shown.err
-    assert "Repair it so? [y/N]" in shown.err
+    assert "Do it so? [y/N]" in shown.err
     assert ("nothing was changed" in shown.err) == (answer == "n")
     assert ("index rebuilt" in shown.out) == (answer == "y")
 
@@ -200,7 +215,7 @@ def test_on_a_terminal_it_asks(monkeypatch, filled, repairs, capsys, answer):
 @pytest.mark.parametrize("repairs", [False], indirect=True)
 def test_nothing_to_repair(monkeypatch, filled, repairs, capsys):
     assert cli.main(["repair", "--store", str(filled), "--dry-run"]) == 0
-    assert capsys.readouterr().out == "nothing to repair\n"
+    assert capsys.readouterr().out == "no damage found\n"
 
 
 def test_only_embedded_stores_can_be_repaired(run):
@@ -212,4 +227,4 @@ def test_only_embedded_stores_can_be_repaired(run):
 
 def test_repair_in_words():
     assert repair_lines(report(dry_run=False))[1] == "index rebuilt from the log"
-    assert repair_lines(report(dry_run=True, damaged=False)) == ["nothing to repair"]
+    assert repair_lines(report(dry_run=True, damaged=False)) == ["no damage found"]
