@@ -93,3 +93,20 @@ def test_a_directory_that_is_no_store_is_left_as_it_was(tmp_path, readonly):
     with pytest.raises(kvsage.NotAStoreError):
         kvsage.LMDBStore(tmp_path, readonly=readonly)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_every_file_that_the_design_names_is_there():
+    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:\w+/)?\w+\.py\b", text))
+    package = ROOT / "kvsage"
+    there = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert named
+    assert {
+        name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)
+    } == (set())
+
+
+def test_every_module_of_the_engine_is_in_the_design():
+    text = (DOCS / "design.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "kvsage" / "engine").glob("[!_]*.py")}
+    assert {name for name in modules if f"`{name}`" not in text} == set()
