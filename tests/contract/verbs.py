@@ -172,12 +172,12 @@ class Verbs(StoreContract):
                 verb()
         assert store.load("l") == value
 
-    @pytest.mark.parametrize("stop", [None, 0, 1, 3, 5, 9, -1, -9])
     @pytest.mark.parametrize("start", [0, 1, 4, 5, 9, -2, -9])
-    def test_load_range_slices_as_a_list_does(self, store, start, stop):
+    def test_load_range_slices_as_a_list_does(self, store, start):
         items = list(range(5))
         store.save("l", items)
-        assert store.load_range("l", start, stop) == items[start:stop]
+        for stop in (None, 0, 1, 3, 5, 9, -1, -9):
+            assert store.load_range("l", start, stop) == items[start:stop]
 
     def test_load_range_of_an_absent_key_is_empty(self, store):
         assert store.load_range("l") == []
