@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 STORE_VARIABLE = "KVSAGE_STORE"
 DEBUG_VARIABLE = "KVSAGE_DEBUG"
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(slots=True)
@@ -51,25 +51,42 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
         setattr(context.ensure_object(Call), str(option.name), value)
 
 
-def _option(*names: str, **settings: Any) -> Callable[[Function], Function]:
-    return click.option(*names, callback=_remember, expose_value=False, **settings)
+def _option(*names: str, **settings: Any) -> click.Option:
+    return click.Option(names, callback=_remember, expose_value=False, **settings)
 
 
-store_option = _option(
-    "-s",
-    "--store",
-    metavar="URL",
-    help=f"Path or URL of the store.  [default: ${STORE_VARIABLE}]",
-)
-json_option = _option("--json", "as_json", is_flag=True, help="Print JSON.")
-debug_option = _option("--debug", is_flag=True, help="Show where an error came from.")
+def store_option() -> click.Option:
+    """``--store``."""
+    where = f"Path or URL of the store.  [default: ${STORE_VARIABLE}]"
+    return _option("-s", "--store", metavar="URL", help=where)
 
 
-def verb(name: str, *, prints: bool = True) -> Callable[[Callable[..., int | None]], click.Command]:
-    """A command that works on a store and gets the ``Call`` first; ``--json`` where it prints."""
+def json_option() -> click.Option:
+    """``--json``."""
+    return _option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def debug_option() -> click.Option:
+    """``--debug``."""
+    return _option("--debug", is_flag=True, help="Show where an error came from.")
+
+
+def verb(
+    name: str, *, prints: bool = True, store: bool = True
+) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A command that gets the ``Call`` first, and has the options of all commands after its own.
+
+    Args:
+        name: what a user types.
+        prints: it has results, which ``--json`` may want.
+        store: it works on a store that the user names.
+    """
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
-        wrapped = debug_option(store_option(click.pass_obj(function)))
-        return click.command(name)(json_option(wrapped) if prints else wrapped)
+        command = click.command(name)(click.pass_obj(function))
+        command.params += [json_option()] if prints else []
+        command.params += [store_option()] if store else []
+        command.params.append(debug_option())
+        return command
 
     return decorate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from kvsage.cli import demo_steps, render
-from kvsage.cli.call import Call, debug_option, json_option
+from kvsage.cli.call import Call, verb
 from kvsage.cli.demo_figures import Figures
 from kvsage.cli.exits import CORRUPT, OK
 from kvsage.cli.ingest import Plan
@@ -29,7 +29,7 @@ FILE_BYTES_MAX = 64 << 20
 TERMINATED = 143  # what a shell shows for a process that SIGTERM ended
 
 
-@click.command("demo")
+@verb("demo", store=False)
 @click.argument(
     "path", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
@@ -39,9 +39,6 @@ TERMINATED = 143  # what a shell shows for a process that SIGTERM ended
     type=click.Path(path_type=Path),
     help="Make the store in DIR, and leave it there.",
 )
-@json_option
-@debug_option
-@click.pass_obj
 def demo_command(call: Call, path: Path | None, keep: Path | None) -> int:
     """See kvsage at work on every text file of Python's standard library, or below PATH.
 

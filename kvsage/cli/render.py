@@ -62,7 +62,9 @@ def json_line(value: object, *, pretty: bool = False) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the person something that is not the result."""
+    """Tell the person something that is not the result, after the results so far."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
     print(text, file=sys.stderr, flush=True)
 
 
