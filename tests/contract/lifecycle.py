@@ -8,7 +8,6 @@ import pytest
 from kvsage import (
     Capabilities,
     ConfigError,
-    InvalidTTLError,
     KvsageError,
     NotAStoreError,
     PersistenceStore,
@@ -240,7 +239,7 @@ class Lifecycle(StoreContract):
 
     @pytest.mark.parametrize("ttl", [0, -1, True, "5"])
     def test_a_ttl_default_that_cannot_be_meant_is_refused(self, place, clock, ttl):
-        with pytest.raises(InvalidTTLError):
+        with pytest.raises(ConfigError, match="ttl_default"):
             self.open_store(place, clock, ttl_default=ttl)
         assert not place.exists()
 
