@@ -108,10 +108,13 @@ class Sqlite(Peer):
     """sqlite3, tuned, and msgpack."""
 
     name = module = "sqlite3"
-    options = ("WAL, synchronous=NORMAL, mmap 256 MiB, cache 64 MiB, prepared", "synchronous=FULL")
+    options = (
+        "WAL, synchronous=NORMAL, mmap 256 MiB, cache 64 MiB, upsert, prepared",
+        "synchronous=FULL",
+    )
     key = staticmethod(str)
     select = "SELECT value FROM kv WHERE key = ?"
-    insert = "INSERT OR REPLACE INTO kv VALUES (?, ?)"
+    insert = "INSERT INTO kv VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
     def __init__(self, path: Path, *, full: bool) -> None:
         path.mkdir()
@@ -120,7 +123,8 @@ class Sqlite(Peer):
         synchronous = f"synchronous={'FULL' if full else 'NORMAL'}"
         for pragma in ("journal_mode=WAL", synchronous, "mmap_size=268435456", "cache_size=-65536"):
             self.connection.execute(f"PRAGMA {pragma}")
-        self.connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        # With row ids, as SQLite advises for rows beyond a twentieth of a page.
+        self.connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB)")
         self.close = self.connection.close
 
     @override

@@ -10,15 +10,15 @@ from typing import Any
 TEXT_BYTES = 64 << 10
 
 
-def session(number: int) -> dict[str, Any]:
-    """A session record; MessagePack makes about 270 bytes of it."""
+def session(number: int, turn: int = 0) -> dict[str, Any]:
+    """A session record as of some turn; MessagePack makes about 270 bytes of it."""
     return {
         "session_id": f"session-{number:08d}",
         "user": f"user-{number % 997:04d}",
         "created_at": 1_700_000_000.25 + number,
         "last_seen": 1_700_003_600.75 + number,
         "active": number % 3 != 0,
-        "turns": number % 89,
+        "turns": turn,
         "score": number / 7,
         "context": {
             "cwd": f"/home/user/projects/project-{number % 31}",
@@ -26,7 +26,7 @@ def session(number: int) -> dict[str, Any]:
             "tokens": number * 17 % 128_000,
         },
         "preferences": {"theme": "dark", "language": "en"},
-        "last_message": f"look at failing test {number}",
+        "last_message": f"look at failing test {number}" + " again" * (turn % 4),
     }
 
 
