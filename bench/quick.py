@@ -229,6 +229,7 @@ class Contents:
         self.decompress = zstandard.ZstdDecompressor().decompress
         self.frames = [self.compress(text.encode()) for text in self.old]
         # The old ones in a circle that is longer than the cache: the next ones have long left it.
+        # Only what goes through the store draws from it, or some would come round too early.
         self.circle = itertools.cycle(range(OLD_TEXTS))
         for number, text in enumerate(self.old):
             store.save(f"old:{number}", text)
@@ -263,10 +264,10 @@ class Contents:
         pairs = [(f"{prefix}:{number}:{n}", text) for n, text in enumerate(chosen)]
         return lambda: [save(key, text) for key, text in pairs]
 
-    def unpack(self, _: int) -> Callable[[], object]:
+    def unpack(self, number: int) -> Callable[[], object]:
         """Decompress and decode frames in memory, by hand."""
         decompress = self.decompress
-        chosen = [self.frames[n] for n in itertools.islice(self.circle, GROUP)]
+        chosen = [self.frames[n % OLD_TEXTS] for n in range(number * GROUP, (number + 1) * GROUP)]
         return lambda: [decompress(frame).decode() for frame in chosen]
 
     def load_cold(self, _: int) -> Callable[[], object]:
