@@ -1,0 +1,158 @@
+"""Old bytes are read forever: a golden store of each format, and what is in it.
+
+``tools/make_golden.py`` made them, each when its format was new.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvsage import LMDBStore, Serializer
+from kvsage.errors import KeyNotFoundError, SerializationError
+from kvsage.fs import POSIX
+from kvsage.log import format as fmt
+from kvsage.log.reader import SegmentReader
+from kvsage.log.segment import inspect, list_files
+
+GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = Path(__file__).parents[2] / "tools" / "make_golden.py"
+FORMATS = sorted(path.stem for path in GOLDEN.glob("*.json"))
+
+
+@pytest.fixture(params=FORMATS)
+def golden(request):
+    return GOLDEN / request.param
+
+
+@pytest.fixture
+def expected(golden):
+    return json.loads(golden.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def open_copy(golden, expected, tmp_path):
+    """Opens the same copy each time, at the time of the store or later."""
+    shutil.copytree(golden, tmp_path / "store")
+
+    def open_(*, later_s=0, **options):
+        return LMDBStore(tmp_path / "store", clock=lambda: expected["now"] + later_s, **options)
+
+    return open_
+
+
+def described(entry):
+    return {
+        "value": json.loads(Serializer.serialize(entry.value)),
+        "version": entry.version,
+        "expires_at": entry.expires_at and entry.expires_at.isoformat(),
+        "size": entry.size,
+        "stored_size": entry.stored_size,
+    }
+
+
+def test_there_is_a_golden_store_of_the_present_format():
+    assert str(fmt.FORMAT) in FORMATS
+
+
+def test_everything_in_it_is_read(open_copy, expected):
+    with open_copy(format="pickle") as store:
+        entries = {key: described(store.entry(key)) for key in list(store.keys())}
+        assert entries == expected["keys"]
+        for address, text in expected["contents"].items():
+            assert store.content.get(address) == text.encode()
+        assert store.stats().commits == expected["commits"]
+        report = store.verify(deep=True)
+        assert report.problems == ()
+        assert report.batches == expected["commits"]
+
+
+def test_what_was_deleted_expired_or_evicted_stays_away(open_copy):
+    with open_copy() as store:
+        gone = ["deleted", "expired", "evicted", "list", "content/noise"]
+        assert [key for key in gone if store.exists(key)] == []
+        assert store.load("comes back") == "newest"
+        assert store.load("replaced") == "newer"
+
+
+def test_what_expires_is_gone_later(open_copy, expected):
+    with open_copy(later_s=7199) as store:
+        assert store.ttl("expiring") == 1
+    with open_copy(later_s=7200) as store:
+        assert store.load("expiring") is None
+        with pytest.raises(KeyNotFoundError):
+            store.ttl("expiring")
+        assert store.count() == len(expected["keys"]) - 1
+
+
+def test_its_pickle_is_refused_and_nothing_else(open_copy, expected):
+    with open_copy() as store:
+        with pytest.raises(SerializationError, match="'pickle' is a pickle"):
+            store.load("pickle")
+        for key, known in expected["keys"].items():
+            if key != "pickle":
+                assert json.loads(Serializer.serialize(store.load(key))) == known["value"]
+
+
+def test_it_goes_on_from_there(open_copy, expected):
+    with open_copy() as store:
+        assert store.save("text", "newer", if_version=expected["keys"]["text"]["version"])
+        assert not store.save("text", "newest", if_version=expected["keys"]["text"]["version"])
+        store.save("content", expected["keys"]["content"]["value"])
+        store.delete("second segment")
+    with open_copy() as store:
+        assert store.load("text") == "newer"
+        assert store.load("content/again") == expected["keys"]["content"]["value"]
+        assert store.count() == len(expected["keys"]) - 1
+        assert store.stats().commits == expected["commits"] + 3
+        assert store.verify(deep=True).ok
+
+
+def test_it_holds_the_log_and_nothing_that_can_be_derived(golden):
+    assert sorted(path.name for path in golden.iterdir()) == ["KVSAGE", "log"]
+    assert sum(path.stat().st_size for path in golden.rglob("*")) < 20_000
+
+
+def test_it_holds_one_of_everything():
+    log = GOLDEN / "1" / "log"
+    identity = fmt.decode_identity((GOLDEN / "1" / "KVSAGE").read_bytes())
+    seen = set()
+    files = list_files(POSIX, log)
+    for segment, path in files.items():
+        file = inspect(POSIX, segment, path, identity.uuid)
+        fd = POSIX.open(path)
+        reader = SegmentReader(POSIX, fd, segment, identity.salt)
+        for batch in reader.batches(file.start, file.chain, file.header.after_seq):
+            for _, framed in fmt.split_entries(batch.body, batch.header.entries):
+                entry = fmt.decode_entry(framed)
+                seen.add((entry.kind, entry.flags))
+                seen.add(("expires", entry.expires_ms > 0))
+        POSIX.close(fd)
+    assert len(files) == 2
+    assert len(file.header.timelines) == 2
+    codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
+    contents = (fmt.MSGPACK, fmt.STR, fmt.BYTES)
+    assert seen == {
+        *((fmt.PUT, codec) for codec in codecs),
+        *((fmt.PUT, codec | fmt.IS_CONTENT) for codec in contents),
+        *((fmt.DELETE, why) for why in (fmt.BY_USER, fmt.EXPIRED, fmt.EVICTED)),
+        *((fmt.CONTENT, how) for how in (fmt.STORED_RAW, fmt.STORED_ZSTD)),
+        (fmt.RETIRE, 0),
+        ("expires", True),
+        ("expires", False),
+    }
+
+
+def test_the_script_makes_such_a_store(tmp_path):
+    """Byte for byte only with the same zstd, so what is compared is what can be read."""
+    subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, timeout=60)
+    name = f"{fmt.FORMAT}.json"
+    made, known = (json.loads(Path(at, name).read_text("utf-8")) for at in (tmp_path, GOLDEN))
+    for description in (made, known):
+        for entry in description["keys"].values():
+            del entry["stored_size"]
+    assert made == known
+    assert {path.name for path in (tmp_path / str(fmt.FORMAT)).iterdir()} == {"KVSAGE", "log"}

@@ -1,0 +1,159 @@
+"""Make the golden store of the present format: what every later kvsage must be able to read.
+
+    python tools/make_golden.py tests/format/golden
+
+Writes ``<format>/`` (``KVSAGE`` and the log, nothing else) and ``<format>.json`` (what is in it).
+A golden store is made once, when its format is new, and never again: made anew it would only prove
+that a kvsage reads what it writes itself. Clock and random numbers are fixed.
+"""
+
+import argparse
+import json
+import random
+import secrets
+import shutil
+import tempfile
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+from unittest import mock
+from uuid import UUID
+
+from xxhash import xxh3_128_digest
+
+from kvsage import LMDBStore, Serializer
+from kvsage.fs import POSIX
+from kvsage.log import format as fmt
+from kvsage.log.reader import SegmentReader
+from kvsage.log.segment import inspect, segment_path
+
+NOW_S = 1_767_225_600.0  # the first second of 2026
+TEXT = "What an agent must not forget, it writes down; what it wrote down, it finds again. " * 20
+NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(20))))  # compresses to no less
+OPTIONS = {"clock": lambda: NOW_S, "content_bytes_min": 256}
+
+VALUES = {
+    "none": None,
+    "true": True,
+    "int": -7,
+    "int/64": (1 << 64) - 1,
+    "int/huge": 1 << 100,
+    "float": 0.1,
+    "text": "grün",
+    "text/empty": "",
+    "bytes": bytes(range(256))[::16],
+    "list": [1, [2, [3]]],
+    "dict": {"a": 1, "nested": {"b": None}},
+    "extended/datetime": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+    "extended/date": date(2026, 1, 2),
+    "extended/timedelta": timedelta(days=1, microseconds=1),
+    "extended/uuid": UUID(int=0x00112233445566778899AABBCCDDEEFF),
+    "extended/decimal": Decimal("1.10"),
+    "extended/set": {1},
+    "extended/frozenset": frozenset({"a"}),
+    "extended/tuple": (1, "two"),
+    "extended/complex": 1 - 2j,
+    "extended/path": Path("/a/b"),
+    "extended/purepath": PurePosixPath("/a/b"),
+    "key/\u00fc\u20ac\U0001f600": "keys are UTF-8",
+    "k" * 480: "as long as a key can be",
+}
+
+
+def make(store_path: Path) -> None:
+    """The store. Its two segments are two timelines: the second begins where an index was lost."""
+    with LMDBStore(store_path, **OPTIONS) as store:
+        store.save_many(VALUES)
+        for name in ("deleted", "expired", "evicted", "comes back", "replaced"):
+            store.save(name, "older")
+        store.save("content", TEXT)
+        store.save("content/again", TEXT)
+        store.save("content/noise", NOISE)
+        store.save("content/packed", {"text": TEXT})
+        store.content.put(TEXT + "put")
+        store.save("expiring", "within the hour", ttl=3600)
+        store.save("replaced", "newer")
+        store.delete("deleted")
+        store.delete("comes back")
+    with LMDBStore(store_path, format="pickle", **OPTIONS) as store:
+        store.save("pickle", {"a": (1, 2)})
+    append_what_the_engine_does_not_write(store_path)
+    shutil.rmtree(store_path / "index")
+    (store_path / "INDEX").unlink()
+    with LMDBStore(store_path, **OPTIONS) as store:
+        store.save("comes back", "newest")
+        store.save("second segment", TEXT)
+        store.delete("list")
+        with store.transaction() as tx:
+            tx.touch("expiring", 7200)
+            tx.delete("content/noise")
+
+
+def append_what_the_engine_does_not_write(store_path: Path) -> None:
+    """One batch of entries that format 1 has and this kvsage reads, but writes nowhere (yet)."""
+    identity = fmt.decode_identity((store_path / "KVSAGE").read_bytes())
+    path = segment_path(store_path / "log", 1)
+    file = inspect(POSIX, 1, path, identity.uuid)
+    fd = POSIX.open(path, write=True)
+    reader = SegmentReader(POSIX, fd, 1, identity.salt)
+    *_, last = reader.batches(file.start, file.chain, 0)
+    seq = last.header.seq + 1
+    json_value = b'{"a": [1, 2.5, null, "gr\xc3\xbcn"]}'
+    entries = [
+        fmt.LogEntry(seq, 0, fmt.PUT, fmt.JSON, b"json", json_value),
+        fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EXPIRED, b"expired", b""),
+        fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EVICTED, b"evicted", b""),
+        fmt.LogEntry(seq, 0, fmt.RETIRE, 0, b"", fmt.RETIRE_BODY.pack(77, 0)),
+    ]
+    body = b"".join(map(fmt.encode_entry, entries))
+    flushed = last.header.seq
+    header = fmt.BatchHeader(
+        0, len(entries), 0, seq, flushed, int(NOW_S * 1000), last.header.checksum
+    )
+    _, head, rest = fmt.encode_batch(header, body, fmt.place(identity.salt, 1, last.end))
+    POSIX.write(fd, [head, rest], last.end)  # over the end mark, as a commit does
+    POSIX.close(fd)
+
+
+def describe(store: LMDBStore) -> dict[str, object]:
+    """What the store holds, as JSON can say it."""
+    entries = {}
+    for key, value in store.items():
+        entry = store.entry(key)
+        entries[key] = {
+            "value": json.loads(Serializer.serialize(value)),
+            "version": entry.version,
+            "expires_at": entry.expires_at and entry.expires_at.isoformat(),
+            "size": entry.size,
+            "stored_size": entry.stored_size,
+        }
+    address = store.content.put(TEXT + "put")
+    contents = {address: store.content.get(address).decode()}
+    return {"now": NOW_S, "commits": store.stats().commits, "keys": entries, "contents": contents}
+
+
+def main() -> None:
+    """Make it, and write down what is in it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("target", type=Path, help="the directory of golden stores")
+    target = parser.parse_args().target / str(fmt.FORMAT)
+    numbers = random.Random(1)  # noqa: S311  # the same each time, and that is all
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(secrets, "token_bytes", numbers.randbytes),
+        mock.patch.object(secrets, "randbits", numbers.getrandbits),
+    ):
+        made = Path(directory, "store")
+        make(made)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        shutil.copy(made / "KVSAGE", target)
+        shutil.copytree(made / "log", target / "log")
+        with LMDBStore(made, format="pickle", **OPTIONS) as store:
+            description = describe(store)
+    text = json.dumps(description, indent=1, ensure_ascii=True, sort_keys=True)
+    target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
