@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict, get_args
 
-from kvsage.errors import ConfigError
-from kvsage.types import TTL, Durability, ttl_seconds
+from kvsage.errors import ConfigError, InvalidTTLError
+from kvsage.types import TTL, Durability, shown, ttl_seconds
 
 ValueFormat: TypeAlias = Literal["msgpack", "pickle"]
 
@@ -69,7 +69,10 @@ class StoreOptions:
         _whole("compression_level", self.compression_level, 1, 19)
         _whole("index_map_bytes", self.index_map_bytes, 1 << 20, 1 << 46)
         if self.ttl_default is not None:
-            ttl_seconds(self.ttl_default)
+            try:
+                ttl_seconds(self.ttl_default)
+            except InvalidTTLError as error:
+                raise ConfigError(f"ttl_default: {error}") from error
 
 
 class OptionArguments(TypedDict, total=False):
@@ -92,22 +95,22 @@ class OptionArguments(TypedDict, total=False):
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         choice = ", ".join(map(repr, allowed))
-        raise ConfigError(f"{name} is one of {choice}, not {value!r:.100}")
+        raise ConfigError(f"{name} is one of {choice}, not {shown(value)}")
 
 
 def _number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is a number, not {value!r:.100}")
+        raise ConfigError(f"{name} is a number, not {shown(value)}")
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:
     _number(name, value)
     if not least <= value <= most:
-        raise ConfigError(f"{name} lies between {least} and {most} seconds, not {value!r}")
+        raise ConfigError(f"{name} lies between {least} and {most} seconds, not {shown(value)}")
 
 
 def _whole(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} is a whole number, not {value!r:.100}")
+        raise ConfigError(f"{name} is a whole number, not {shown(value)}")
     if not least <= value <= most:
-        raise ConfigError(f"{name} lies between {least} and {most}, not {value}")
+        raise ConfigError(f"{name} lies between {least} and {most}, not {shown(value)}")

@@ -15,6 +15,7 @@ for every verb.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -27,7 +28,7 @@ from kvsage.errors import (
     TransactionConflictError,
     UnsupportedError,
 )
-from kvsage.types import TTL, Capabilities, Entry, Version
+from kvsage.types import TTL, Capabilities, Entry, Version, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 KEY_BYTES_MAX = 480
 
 Result = TypeVar("Result")
+
+_encode = str.encode  # unbound, so that nothing but a str has it
 
 
 # -- what goes into a verb, checked once --------------------------------------------------------
@@ -49,9 +52,9 @@ def encode_key(key: str) -> bytes:
         InvalidKeyError: not a ``str``, empty, too long, or holding a lone surrogate.
     """
     try:
-        data = key.encode()
-    except AttributeError:
-        raise InvalidKeyError(f"a key is a str, not {type(key).__name__}: {key!r:.100}") from None
+        data = _encode(key)
+    except TypeError:
+        raise InvalidKeyError(f"a key is a str, not {type(key).__name__}: {shown(key)}") from None
     except UnicodeEncodeError as error:
         raise InvalidKeyError(f"key {key!r:.100} is not valid Unicode text") from error
     if not data:
@@ -68,11 +71,16 @@ def encode_bound(bound: str | None, name: str) -> bytes | None:
     if bound is None:
         return None
     if not isinstance(bound, str):
-        raise InvalidKeyError(f"{name} is a str, not {type(bound).__name__}: {bound!r:.100}")
+        raise InvalidKeyError(f"{name} is a str, not {type(bound).__name__}: {shown(bound)}")
     try:
         return bound.encode()
     except UnicodeEncodeError as error:
         raise InvalidKeyError(f"{name} {bound!r:.100} is not valid Unicode text") from error
+
+
+def scan_limit(limit: int | None) -> int | None:
+    """A scan's limit; below zero it is zero, and no limit is past what can be counted."""
+    return None if limit is None else min(max(limit, 0), sys.maxsize)
 
 
 def not_a_list(key: str, value: object) -> UnsupportedError:
@@ -317,7 +325,7 @@ class PersistenceStore(ABC):
         absent = object()
         chosen = self.keys(prefix, start=start, stop=stop, reverse=reverse)
         found = ((key, self.load(key, absent)) for key in chosen)
-        return islice((pair for pair in found if pair[1] is not absent), limit)
+        return islice((pair for pair in found if pair[1] is not absent), scan_limit(limit))
 
     def count(self, prefix: str = "") -> int:
         """How many keys begin with ``prefix``."""

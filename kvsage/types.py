@@ -23,6 +23,14 @@ Version: TypeAlias = str
 TTL_SECONDS_MAX = 100_000_000_000.0  # about 3,170 years: beyond it an expiry is surely a mistake
 
 
+def shown(value: object) -> str:
+    """A value as an error message shows it: short, whatever it is."""
+    try:
+        return f"{value!r:.100}"
+    except Exception:  # noqa: BLE001  # a foreign __repr__, or an int of too many digits
+        return f"some {type(value).__name__}"
+
+
 def ttl_seconds(ttl: TTL) -> float:
     """A time to live in seconds.
 
@@ -38,11 +46,11 @@ def ttl_seconds(ttl: TTL) -> float:
             seconds = math.inf
     else:
         raise InvalidTTLError(
-            f"a ttl is a number of seconds or a timedelta, not {type(ttl).__name__}: {ttl!r:.100}"
+            f"a ttl is a number of seconds or a timedelta, not {type(ttl).__name__}: {shown(ttl)}"
         )
     if not 0 < seconds <= TTL_SECONDS_MAX:  # NaN fails this too
         raise InvalidTTLError(
-            f"a ttl is more than 0 and at most {TTL_SECONDS_MAX:.0f} seconds, not {ttl!r:.100}"
+            f"a ttl is more than 0 and at most {TTL_SECONDS_MAX:.0f} seconds, not {shown(ttl)}"
         )
     return seconds
 

@@ -37,6 +37,7 @@ from kvsage.types import Problem, VerifyReport
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
+    from kvsage.log.format import LogEntry
 
 
 def verify(engine: Engine, *, deep: bool) -> VerifyReport:
@@ -74,7 +75,7 @@ class Check:
                 self._rows()
                 self._contents()
                 self._expiry()
-            except LmdbError as error:
+            except (LmdbError, CorruptionError) as error:
                 self._problem(f"the index cannot be read: {error}")
             self._accounts(rows)
         return VerifyReport(
@@ -140,17 +141,20 @@ class Check:
         if kind == FileKind.SEGMENT and entry.seq != batch.header.seq:
             self._problem("an entry bears another number than its batch", segment, at, entry.key)
         if entry.kind == CONTENT:
-            try:
-                raw = decode_content(entry.flags, entry.value)
-            except CorruptionError as error:
-                self._problem(str(error), segment, at)
-            else:
-                if content_hash(raw) != entry.key[:16]:
-                    self._problem("a content is not what its hash says", segment, at)
+            self._content(segment, at, entry)
         elif self._deep and entry.kind in {PUT, DELETE}:
             known = self._newest.get(entry.key)
             if known is None or known[0] <= entry.seq:
                 self._newest[entry.key] = (entry.seq, segment, at, entry.kind)
+
+    def _content(self, segment: int, at: int, entry: LogEntry) -> None:
+        try:
+            raw = decode_content(entry.flags, entry.value)
+        except CorruptionError as error:
+            self._problem(str(error), segment, at)
+            return
+        if content_hash(raw) != entry.key[:16]:
+            self._problem("a content is not what its hash says", segment, at)
 
     # -- the index against it ---------------------------------------------------------------
 

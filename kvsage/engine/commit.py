@@ -28,7 +28,15 @@ from kvsage.engine.trust import mark_used
 from kvsage.errors import KvsageError, PoisonedError, ValueTooLargeError
 from kvsage.index.contents import ContentRow, decode_content_row, encode_content_row
 from kvsage.index.env import LmdbError, MapFull, Txn
-from kvsage.index.keydir import CONTENT_ROOT, ROW, SYSTEM, set_deleted, set_live
+from kvsage.index.keydir import (
+    CONTENT_ROOT,
+    ROW,
+    SYSTEM,
+    StructError,
+    damaged,
+    set_deleted,
+    set_live,
+)
 from kvsage.index.segments import (
     META,
     META_KEY,
@@ -63,8 +71,9 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
 
-# What an operation requires of its key; a version requires the entry with that seq.
-ANYTHING, ABSENT, PRESENT = 0, -1, -2
+# What an operation requires of its key; a version requires the entry with that seq. STORED is a
+# row, whether it has expired or not; NEVER holds of no key.
+ANYTHING, ABSENT, PRESENT, STORED, NEVER = 0, -1, -2, -3, -4
 
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 SETTLE_TRIES = 100
@@ -81,7 +90,7 @@ class Operation(NamedTuple):
         expires_ms: when it expires, or 0.
         value: the value's bytes; empty for a DELETE, and where ``content`` holds it.
         content: the value, where it is stored once by hash.
-        require: ANYTHING, ABSENT, PRESENT, or the seq of the entry that must be there.
+        require: one of the constants above, or the seq of the entry that must be there.
     """
 
     key: bytes
@@ -164,6 +173,8 @@ class Committer:
                 self._engine.index.grow()
             except LmdbError as error:
                 raise self._engine.index.error(error, "committing") from error
+            except StructError as error:
+                raise damaged(error) from error
 
     def _attempt(self, operations: Sequence[Operation], room: int, *, full: bool) -> list[bool]:
         # Flat for speed: what a plain save does is here and in _apply, the rest in prepare.
@@ -171,7 +182,7 @@ class Committer:
         disk, index = engine.disk, engine.index
         txn = index.begin_write()
         try:
-            meta = META.unpack(txn.get(META_KEY))
+            meta = META.unpack(txn.get(META_KEY) or b"")
             segment, tail, _, chain, seq, flushed_seq, timeline, epoch, poisoned = meta
             changed = False
             fd = engine.files.fds.get(segment)
@@ -298,13 +309,14 @@ class Committer:
         """Whether the key is as the operation requires; what expired is absent."""
         index = self._engine.index
         data = txn.get(key, None, index.system if key[0] == SYSTEM else index.keydir)
-        if data is not None:
-            _, _, _, seq, expires_ms, _ = ROW.unpack(data)
-            if expires_ms and expires_ms <= self._engine.clock() * 1000:
-                data = None
-            elif require > 0:
-                return bool(seq == require)
-        return (data is None) if require == ABSENT else data is not None and require == PRESENT
+        if data is None:
+            return require == ABSENT
+        if require == STORED:
+            return True
+        _, _, _, seq, expires_ms, _ = ROW.unpack(data)
+        if expires_ms and expires_ms <= self._engine.clock() * 1000:
+            return require == ABSENT
+        return require == PRESENT or require == seq  # noqa: PLR1714  # seqs and constants differ
 
     def _place(self, txn: Txn, content: Content, at: tuple[int, int, int]) -> tuple[bytes, bytes]:
         """One more reference to a content: the reference, and its framed entry where it is new."""
@@ -353,20 +365,25 @@ class Committer:
                     meta = get_meta(view)
                 if meta is not None and meta.seq >= seq:
                     return  # the interrupt came after the commit
-                try:
-                    engine.disk.write(fd, (BATCH_ZERO,), tail)
-                    engine.disk.sync_data(fd)
-                except KvsageError:
-                    failed = True
+                failed = not self._void(fd, tail) or failed
                 if failed:
                     engine.poison()
-                return
             except KeyboardInterrupt:
                 continue
             except KvsageError:
-                engine.poisoned, engine.ready = True, False
+                break
+            else:
                 return
         engine.poisoned, engine.ready = True, False
+
+    def _void(self, fd: int, tail: int) -> bool:
+        """Zero the header of the batch at the tail, on disk too; whether it worked."""
+        try:
+            self._engine.disk.write(fd, (BATCH_ZERO,), tail)
+            self._engine.disk.sync_data(fd)
+        except KvsageError:
+            return False
+        return True
 
 
 def _too_large(size: int) -> ValueTooLargeError:

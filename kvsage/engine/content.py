@@ -19,6 +19,7 @@ from xxhash import xxh3_128_digest
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row, encode_content_row
 from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
+from kvsage.options import VALUE_BYTES_LIMIT
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
@@ -49,6 +50,8 @@ def decompress(flags: int, stored: bytes | memoryview, raw_length: int) -> bytes
         CorruptionError: the stored bytes are not ``raw_length`` bytes of content. A frame that
             declares anything else is refused before memory is taken for it.
     """
+    if raw_length > VALUE_BYTES_LIMIT:
+        raise CorruptionError(f"a content claims {raw_length} bytes, more than any value can have")
     if flags == STORED_RAW:
         raw = bytes(stored)
     elif flags == STORED_ZSTD:
@@ -112,8 +115,10 @@ def address_of(content_key: bytes) -> str:
     return f"{digest.hex()}-{number}" if number else digest.hex()
 
 
-def content_key_of(address: str) -> bytes | None:
+def content_key_of(address: object) -> bytes | None:
     """The content key of an address; None where it is no address."""
+    if not isinstance(address, str):
+        return None
     digest, dash, number = address.partition("-")
     canonical = len(digest) == HEX_DIGITS and digest == digest.lower()
     if not canonical or (dash and not (number.isascii() and number.isdecimal())):

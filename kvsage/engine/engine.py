@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -25,9 +26,10 @@ from kvsage.errors import (
     CorruptionError,
     KvsageError,
     NotAStoreError,
+    StoreLockedError,
     StoreUnavailableError,
 )
-from kvsage.fs.locks import LockFile, WriterGate, identity, wait_for_lock
+from kvsage.fs.locks import LockFile, WriterGate, identity, try_lock, wait_for_lock
 from kvsage.fs.mounts import refuse_network_filesystem
 from kvsage.index.segments import get_meta, put_meta
 from kvsage.log.format import (
@@ -46,6 +48,7 @@ from kvsage.log.format import (
 )
 from kvsage.log.segment import LogFiles, inspect, list_files
 from kvsage.log.writer import create_file
+from kvsage.types import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +78,7 @@ NAMES = frozenset(
 
 
 FIRST_HEADER_BYTES = 4096  # more than the first segment is before anything is committed
-TIMELINE_DIGITS = 16
+VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
 
 class Mismatch(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
@@ -121,6 +124,7 @@ class Engine:
         """
         if not self.options.network_filesystem:
             refuse_network_filesystem(self.path)
+        self._refuse_foreign(create=create)
         with contextlib.ExitStack() as undo:
             gate = LockFile(self.disk, self.path / "OPEN")
             undo.callback(gate.close)
@@ -143,13 +147,25 @@ class Engine:
                 failed.pop_all()
         self.flusher.start()
 
+    def _refuse_foreign(self, *, create: bool) -> None:
+        """Leave a directory that is no store, and will be none, as it is."""
+        names = set(self.disk.names(self.path))
+        if "KVSAGE" in names:
+            return
+        if not create:
+            raise NotAStoreError(f"{self.path} holds no store")
+        strange = names - NAMES
+        if strange:
+            raise NotAStoreError(
+                f"{self.path} is not empty and holds no store (it has {min(strange)!r})"
+            )
+
     def _identify(self, *, create: bool) -> bool:
         """Read KVSAGE, or create the store; whether it was created now."""
         try:
             data = self.disk.read_file(self.path / "KVSAGE", IDENTITY.size + 1)
         except FileNotFoundError:
-            if not create:
-                raise NotAStoreError(f"{self.path} holds no store") from None
+            self._refuse_foreign(create=create)  # again, now that nobody else is opening
             self._create()
             return True
         self.identity = decode_identity(data)
@@ -161,13 +177,7 @@ class Engine:
 
         A creation that was cut left no KVSAGE and no commit; it is begun again in place.
         """
-        names = set(self.disk.names(self.path))
-        strange = names - NAMES
-        if strange:
-            raise NotAStoreError(
-                f"{self.path} is not empty and holds no store (it has {min(strange)!r})"
-            )
-        if "log" not in names:
+        if not self.log_path.is_dir():
             self.disk.make_directory(self.log_path)
         self._refuse_lost_identity()
         now_ms = int(self.clock() * 1000)
@@ -217,20 +227,40 @@ class Engine:
         return list_files(self.disk, self.log_path)[segment]
 
     def close(self) -> None:
-        """Flush and close; the last process leaves a store that opens at once."""
+        """Flush and close; the last process leaves a store that opens at once.
+
+        Raises:
+            TransactionStateError: this thread has a transaction open; nothing was closed.
+            StoreLockedError: another thread has been writing all the time; nothing was closed.
+            StoreUnavailableError: the last flush failed; the store is closed all the same.
+        """
         if self.closed or self.inherited:
             return  # at exit already, or in a forked child that never used it
-        self.closed = True
-        self.flusher.stop()
+        self.gate.refuse_nested()
         try:
-            self.flusher.flush()
-            with contextlib.ExitStack() as undo:
-                gate = LockFile(self.disk, self.path / "OPEN")
-                undo.callback(gate.close)
-                wait_for_lock(gate.fd, time.monotonic() + 1, "another process is opening")
+            try:
+                self.gate.enter()
+            except StoreLockedError:
+                if not self.gate.is_mine():
+                    raise
+            # No other thread is inside a commit now, nor will be.
+            self.closed = True
+            self.flusher.stop()
+            try:
+                self.flusher.flush()
+                self._close_clean()
+            finally:
+                self._let_go()
+        finally:
+            self.gate.leave()
+
+    def _close_clean(self) -> None:
+        gate = LockFile(self.disk, self.path / "OPEN")
+        try:
+            if try_lock(gate.fd):  # whoever is opening will close clean, or the one after
                 close_clean(self)
         finally:
-            self._let_go()
+            gate.close()
 
     def _let_go(self) -> None:
         self.index.close()
@@ -308,16 +338,17 @@ class Engine:
         """The token of a key whose newest entry has ``seq``."""
         return f"{seq}@{self._timeline_of(seq):016x}"
 
-    def seq_of(self, version: str) -> int:
+    def seq_of(self, version: object) -> int:
         """The seq that a token stands for in this history; 0, which no entry has, for none.
 
         Raises:
-            ConfigError: it is no token.
+            ConfigError: no store ever gave such a token.
         """
-        seq, at, timeline = version.partition("@")
-        if not (at and seq.isascii() and seq.isdecimal() and len(timeline) == TIMELINE_DIGITS):
-            raise ConfigError(f"{version!r:.80} is not a version that entry() gave")
-        return int(seq) if version == self.version(int(seq)) else 0
+        match = VERSION.fullmatch(version) if isinstance(version, str) else None
+        if match is None:
+            raise ConfigError(f"{shown(version)} is not a version that entry() gave")
+        seq = int(match[1] or 0)  # one that a transaction gave never became a state of the store
+        return seq if version == self.version(seq) else 0
 
     def _timeline_of(self, seq: int) -> int:
         for timeline, after_seq in reversed(self.timelines):
@@ -400,13 +431,16 @@ def is_open(path: Path) -> bool:
 def release(engine: Engine) -> None:
     """One handle less; the last one closes."""
     with _registry_lock:
-        engine.handles -= 1
-        if engine.handles:
+        if engine.handles > 1:
+            engine.handles -= 1
             return
-        for place, known in list(_registry.items()):
-            if known is engine:
-                del _registry[place]
-        engine.close()
+        try:
+            engine.close()
+        finally:
+            if engine.closed or engine.inherited:
+                engine.handles = 0
+                for place in [place for place, known in _registry.items() if known is engine]:
+                    del _registry[place]
 
 
 def _close_all() -> None:

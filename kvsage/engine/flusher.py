@@ -69,6 +69,9 @@ class Flusher:
             self.flushed_seq = meta.seq
 
     def _poison(self) -> None:
+        if self._engine.closed:  # closing is inside the gate already, and poison is for who stays
+            self._engine.poison()
+            return
         gate = self._engine.gate
         try:
             gate.enter()

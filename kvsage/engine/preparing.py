@@ -9,7 +9,7 @@ from kvsage.engine.commit import Operation
 from kvsage.engine.content import Content, compress, content_hash
 from kvsage.engine.engine import Engine, Mismatch
 from kvsage.engine.values import Codec
-from kvsage.errors import CorruptionError
+from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.log.format import CONTENT_KEY, PUT
@@ -30,14 +30,21 @@ class Preparer:
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)
 
-    def expires_ms(self, ttl: TTL | None) -> int:
+    def expires_ms(self, key: str, ttl: TTL | None) -> int:
         """The instant at which a save with ``ttl`` expires, or 0; None means the default."""
-        seconds = self._ttl_default_s if ttl is None else ttl_seconds(ttl)
+        if ttl is not None:
+            return self.expires_at_ms(key, ttl)
+        seconds = self._ttl_default_s
         return 0 if seconds is None else self._from_now(seconds)
 
-    def expires_at_ms(self, ttl: TTL | None) -> int:
+    def expires_at_ms(self, key: str, ttl: TTL | None) -> int:
         """The same, where None means never."""
-        return 0 if ttl is None else self._from_now(ttl_seconds(ttl))
+        if ttl is None:
+            return 0
+        try:
+            return self._from_now(ttl_seconds(ttl))
+        except InvalidTTLError as error:
+            raise InvalidTTLError(f"the ttl of {key!r}: {error}") from error
 
     def _from_now(self, seconds: float) -> int:
         return max(1, math.ceil((self._engine.clock() + seconds) * 1000))

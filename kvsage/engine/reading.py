@@ -12,8 +12,9 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.engine import Engine, Mismatch
 from kvsage.engine.snapshot import View, corruption
+from kvsage.errors import StoreClosedError
 from kvsage.index.env import LmdbError
-from kvsage.index.keydir import ROW
+from kvsage.index.keydir import ROW, StructError, damaged
 from kvsage.log.format import CHECKSUM_BYTES, ENTRY, ENTRY_BYTES, IS_CONTENT, PUT
 from kvsage.store import encode_key
 
@@ -61,6 +62,8 @@ def load_flat(engine: Engine, codec: Codec, key: str, default: Any) -> Any:
                         return codec.decode(key, flags, entry[split:])
     except LmdbError as error:
         raise engine.index.error(error, "reading") from error
+    except StructError as error:
+        raise damaged(error) from error
     finally:
         txn.abort()
     return _load_carefully(engine, codec, key, encoded, default)
@@ -80,4 +83,6 @@ def _load_carefully(engine: Engine, codec: Codec, key: str, encoded: bytes, defa
             except Mismatch:
                 continue
         return codec.decode(key, found.flags, found.data)
+    if engine.closed:  # by another thread, meanwhile
+        raise StoreClosedError("the store is closed")
     raise corruption(engine, encoded, row)

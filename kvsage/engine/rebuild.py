@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kvsage.engine.rotation import new_header
 from kvsage.engine.trust import write_trust
-from kvsage.errors import CorruptionError
+from kvsage.errors import CorruptionError, StoreFullError
 from kvsage.index.contents import CONTENT_ROW, decode_content_row, encode_content_row
-from kvsage.index.env import Index, LmdbError, Txn
+from kvsage.index.env import Index, LmdbError, MapFull, Txn
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import ROW, SYSTEM, Row, decode_row
 from kvsage.index.segments import Meta, SegmentRow, put_meta, put_segment, segment_key
@@ -45,14 +45,27 @@ from kvsage.log.segment import LogFile, inspect, list_files
 from kvsage.log.writer import create_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kvsage.engine.engine import Engine
     from kvsage.fs import Disk
     from kvsage.index.trust import Trust
 
+Result = TypeVar("Result")
+
 CHUNK = 50_000  # keys gathered before they go into the index in the order of their bytes
+
+
+def growing(index: Index, step: Callable[[], Result]) -> Result:
+    """``step``, which is one transaction, begun anew as often as the index had to grow for it."""
+    while True:
+        try:
+            return step()
+        except StoreFullError as error:
+            if not isinstance(error.__cause__, MapFull):
+                raise
+            index.grow()
 
 
 # -- which files count --------------------------------------------------------------------------
@@ -64,13 +77,11 @@ class Plan(NamedTuple):
     Attributes:
         files: sealed files and where each ends, in the order of their ids.
         newest: the active segment.
-        leftovers: files that nothing names: a creation was cut.
         missing: files that are named and are not there or have no header that checks.
     """
 
     files: tuple[tuple[LogFile, int], ...]
     newest: LogFile
-    leftovers: tuple[Path, ...]
     missing: tuple[ListedFile, ...]
 
     @property
@@ -99,10 +110,7 @@ def plan_log(disk: Disk, log: Path, uuid: bytes, salt: int) -> Plan:
     there = {file.segment: file for file in files if file.header is not None}
     named = [(there[end.segment], end.end) for end in newest.header.files if end.segment in there]
     missing = tuple(end for end in newest.header.files if end.segment not in there)
-    counted = {file.segment for file, _ in named} | {newest.segment}
-    counted |= {end.segment for end in missing}
-    leftovers = tuple(file.path for file in files if file.segment not in counted)
-    return Plan(tuple(named), newest, leftovers, missing)
+    return Plan(tuple(named), newest, missing)
 
 
 def holds_batches(disk: Disk, file: LogFile, salt: int) -> bool:
@@ -193,6 +201,12 @@ class Replay:
 
     def flush(self) -> None:
         """What was gathered goes into the index."""
+        growing(self._index, self._put)
+        self._rows.clear()
+        self._contents.clear()
+        self._empty = False
+
+    def _put(self) -> None:
         index = self._index
         with index.writing() as txn:
             for key in sorted(self._rows):
@@ -206,9 +220,6 @@ class Replay:
                 txn.put(key, ROW.pack(*row), db=live)
             for key in sorted(self._contents):
                 txn.put(key, CONTENT_ROW.pack(*self._contents[key]), db=index.contents)
-        self._rows.clear()
-        self._contents.clear()
-        self._empty = False
 
     @staticmethod
     def _newer(txn: Txn, key: bytes, seq: int, mine: Any, other: Any) -> bool:
@@ -303,7 +314,7 @@ def rebuild(engine: Engine, trust: Trust | None, *, fresh: bool) -> None:
     disk.make_directory(beside)
     index = Index(beside, engine.options.index_map_bytes)
     try:
-        meta = _build(engine, index, plan, trust, fresh=fresh)
+        meta, named = _build(engine, index, plan, trust, fresh=fresh)
     except LmdbError as error:
         raise index.error(error, "building") from error
     except BaseException:
@@ -316,42 +327,56 @@ def rebuild(engine: Engine, trust: Trust | None, *, fresh: bool) -> None:
     disk.rename(beside, engine.index_path)
     disk.sync_directory(engine.path)
     write_trust(engine, meta, clean=False)
-    for path in plan.leftovers:
-        disk.unlink(path)
+    for segment, path in list_files(disk, engine.log_path).items():
+        if segment not in named:
+            disk.unlink(path)
 
 
-def _build(engine: Engine, index: Index, plan: Plan, trust: Trust | None, *, fresh: bool) -> Meta:
+def _build(
+    engine: Engine, index: Index, plan: Plan, trust: Trust | None, *, fresh: bool
+) -> tuple[Meta, set[int]]:
+    """Fill the index; where the log ends now, and which files belong to it."""
     replay = Replay(engine.disk, index, engine.salt)
     for file, end in plan.files:
         replay.file(file, end)
     tail = replay.file(plan.newest, None)
     _check_clean_end(engine, plan, tail, trust)
     replay.flush()
+    ends = [*plan.files, (plan.newest, tail.offset)]
+    growing(index, lambda: _account(engine, index, ends, replay.entry_bytes))
+    engine.timelines = plan.header.timelines
+    meta = Meta(
+        plan.newest.segment,
+        tail.offset,
+        tail.last,
+        tail.chain,
+        tail.seq,
+        tail.seq,
+        plan.header.timeline,
+        secrets.randbits(63),
+        0,
+    )
+    named = {file.segment for file, _ in ends}
+    with index.writing() as txn:
+        if not fresh:
+            meta, named = _begin_timeline(engine, txn, meta, ends)
+        put_meta(txn, meta)
+    return meta, named
+
+
+def _account(
+    engine: Engine, index: Index, ends: list[tuple[LogFile, int]], entry_bytes: Counter[int]
+) -> None:
+    """References, expiries, and a row for each file."""
     counting = Counting(engine, index)
     with index.writing() as txn:
         counting.run(txn)
-        for file, end in (*plan.files, (plan.newest, tail.offset)):
+        for file, end in ends:
             assert file.header is not None
-            dead = replay.entry_bytes[file.segment] - counting.live_bytes[file.segment]
+            dead = entry_bytes[file.segment] - counting.live_bytes[file.segment]
             kind = FileKind.COPY if file.is_copy else FileKind.SEGMENT
             row = SegmentRow(file.start, end, file.header.after_seq, dead, kind)
             put_segment(txn, file.segment, row)
-        meta = Meta(
-            plan.newest.segment,
-            tail.offset,
-            tail.last,
-            tail.chain,
-            tail.seq,
-            tail.seq,
-            plan.header.timeline,
-            secrets.randbits(63),
-            0,
-        )
-        engine.timelines = plan.header.timelines
-        if not fresh:
-            meta = _begin_timeline(engine, txn, meta, plan)
-        put_meta(txn, meta)
-    return meta
 
 
 def _check_clean_end(engine: Engine, plan: Plan, tail: Tail, trust: Trust | None) -> None:
@@ -366,7 +391,9 @@ def _check_clean_end(engine: Engine, plan: Plan, tail: Tail, trust: Trust | None
         )
 
 
-def _begin_timeline(engine: Engine, txn: Txn, meta: Meta, plan: Plan) -> Meta:
+def _begin_timeline(
+    engine: Engine, txn: Txn, meta: Meta, ends: list[tuple[LogFile, int]]
+) -> tuple[Meta, set[int]]:
     """Seal the last segment behind its last commit, and go on in a new one and a new timeline.
 
     Seqs of a lost tail are issued again from here on; the timeline tells them apart. A segment or a
@@ -376,24 +403,23 @@ def _begin_timeline(engine: Engine, txn: Txn, meta: Meta, plan: Plan) -> Meta:
     fd = engine.files.fd(meta.segment)
     disk.truncate(fd, meta.offset)
     disk.sync(fd)
-    ends = [(file.segment, end, file.start) for file, end in plan.files]
-    ends.append((meta.segment, meta.offset, plan.newest.start))
-    files = tuple(ListedFile(segment, end) for segment, end, start in ends if end > start)
+    files = tuple(ListedFile(file.segment, end) for file, end in ends if end > file.start)
+    for file, end in ends:
+        if end == file.start:
+            txn.delete(segment_key(file.segment))
     kept = tuple(t for t in engine.timelines if t.after_seq < meta.seq)
     engine.timelines = (*kept, Timeline(secrets.randbits(64), meta.seq))
     header = new_header(engine, meta, files)
     _, chain, start = create_file(disk, engine.log_path, header)
-    for segment, end, begin in ends:
-        if end == begin:
-            txn.delete(segment_key(segment))
     put_segment(txn, header.segment, SegmentRow(start, start, meta.seq, 0, FileKind.SEGMENT))
-    return meta._replace(
+    begun = meta._replace(
         segment=header.segment,
         offset=start,
         last=0,
         chain=chain,
         timeline=engine.timelines[-1].timeline,
     )
+    return begun, {header.segment, *(file.segment for file in files)}
 
 
 def remove_index(disk: Disk, path: Path) -> None:

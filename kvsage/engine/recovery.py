@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kvsage.engine.rebuild import rebuild
 from kvsage.engine.rotation import adopt, new_header
 from kvsage.engine.trust import looks_trusted, write_trust
-from kvsage.errors import KvsageError, PoisonedError, StoreLockedError
+from kvsage.errors import CorruptionError, KvsageError, PoisonedError, StoreLockedError
 from kvsage.fs.locks import try_lock, unlock, wait_for_lock
 from kvsage.index.env import Index, LmdbError
 from kvsage.index.segments import (
@@ -60,25 +60,33 @@ def open_index(engine: Engine, *, fresh: bool) -> None:
         StoreLockedError: the index must be rebuilt and other processes have the store open.
     """
     trust = read_trust(engine.disk, engine.trust_path)
+    meta = None
     if looks_trusted(engine.path, trust, engine.identity.uuid):
         _join(engine)
-        index = Index(engine.index_path, engine.options.index_map_bytes)
-        meta = _agreeing(engine, index, trust)
-        if meta is not None and not meta.poisoned:
+        index, meta = _open_trusted(engine, trust)
+        if index is not None and meta is not None and not meta.poisoned:
             engine.index = index
             engine.used = trust is not None and not trust.clean
             return
-        index.close()
-        _stay_alone(engine, meta)
-        if meta is not None:
-            write_anew(engine, meta)
-    else:
-        _stay_alone(engine, None)
+        if index is not None:
+            index.close()
+    _stay_alone(engine, meta)
+    if meta is not None:
+        write_anew(engine, meta)
     rebuild(engine, trust, fresh=fresh)
     unlock(engine.lock.fd)
     _join(engine)
     engine.index = Index(engine.index_path, engine.options.index_map_bytes)
     engine.used = True
+
+
+def _open_trusted(engine: Engine, trust: Trust | None) -> tuple[Index | None, Meta | None]:
+    """The index that INDEX vouches for, and where the log ends if the two agree."""
+    try:
+        index = Index(engine.index_path, engine.options.index_map_bytes)
+    except CorruptionError:
+        return None, None  # overwritten in place
+    return index, _agreeing(engine, index, trust)
 
 
 def _join(engine: Engine) -> None:

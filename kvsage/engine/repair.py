@@ -228,11 +228,9 @@ class Repair:
         try:
             reader = SegmentReader(self._disk, fd, file.segment, self._identity.salt)
             framed: list[bytes] = []
-            offset, chain, seq = file.start, file.chain, 0
-            damaged = file.header is None
-            if file.header is not None:
-                seq = file.header.after_seq
-            else:
+            offset, chain = file.start, file.chain
+            damaged, seq = file.header is None, 0 if file.header is None else file.header.after_seq
+            if damaged:
                 self._problem("the header does not check", file.segment, 0)
             while True:
                 for batch in reader.batches(offset, chain, seq, end):
@@ -245,12 +243,12 @@ class Repair:
                     break
                 damaged = True
                 behind = next((b for b in reader.later_batches(offset) if b.offset < limit), None)
-                upto = limit if behind is None else behind.offset
-                seqs = (seq, FAR if behind is None else behind.header.seq)
-                framed += self._salvage(reader, file, (offset, upto), seqs)
                 if behind is None:
-                    offset = upto
+                    framed += self._salvage(reader, file, (offset, limit), (seq, FAR))
+                    offset = limit
                     break
+                span = (offset, behind.offset)
+                framed += self._salvage(reader, file, span, (seq, behind.header.seq))
                 offset, chain, seq = behind.offset, behind.header.chain, behind.header.seq - 1
             self._note_end(file, chain, seq)
         finally:

@@ -170,7 +170,8 @@ def corruption(engine: Engine, key: bytes, row: Row | None) -> CorruptionError:
 class EngineSnapshot(Snapshot):
     """The reading verbs at one point in time. Threads may share it; they take turns."""
 
-    def __init__(self, engine: Engine, codec: Codec) -> None:
+    def __init__(self, engine: Engine, codec: Codec, *, owner: object = None) -> None:
+        self._owner = owner  # the handle, which closes the store when nobody holds it any more
         self._engine = engine
         self._codec = codec
         self._lock = threading.RLock()  # guards the transaction, which LMDB wants used by one

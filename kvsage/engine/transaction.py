@@ -8,17 +8,18 @@ log before the commit: a rollback has nothing to undo.
 from __future__ import annotations
 
 import heapq
+import secrets
 import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from typing_extensions import override
 
-from kvsage.engine.commit import ANYTHING, PRESENT, Operation
+from kvsage.engine.commit import ANYTHING, STORED, Operation
 from kvsage.engine.snapshot import EngineSnapshot, bounds, instant
 from kvsage.errors import TransactionStateError
 from kvsage.log.format import BY_USER, CODEC_MASK, DELETE
-from kvsage.store import Transaction, encode_key, not_found
+from kvsage.store import Transaction, encode_key, not_found, scan_limit
 from kvsage.types import TTL, Entry, Version
 
 if TYPE_CHECKING:
@@ -47,31 +48,37 @@ class Pending(NamedTuple):
 class EngineTransaction(Transaction):
     """All verbs, for the thread that began it, until ``commit`` or ``rollback``."""
 
-    def __init__(self, engine: Engine, preparer: Preparer, *, full: bool) -> None:
+    def __init__(
+        self, engine: Engine, preparer: Preparer, *, full: bool, owner: object = None
+    ) -> None:
+        self._owner = owner  # the handle, which closes the store when nobody holds it any more
         self._engine = engine
         self._preparer = preparer
         self._codec = preparer.codec
         self._full = full
-        self._thread = threading.get_ident()
+        self._thread = 0
         self._generation = engine.generation
         self._pending: dict[bytes, Pending | None] = {}  # None: deleted
         self._writes = 0
         self._state = ""
-        engine.gate.refuse_nested()
-        self._entered = False
+        self._name = secrets.token_hex(8)
         self._snapshot: EngineSnapshot | None = None
 
     # -- its life ---------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        engine = self._engine
+        engine.gate.refuse_nested()
+        if self._state or self._snapshot is not None or self._generation != engine.generation:
+            raise TransactionStateError("a transaction is entered once; begin another")
         try:
-            self._engine.gate.enter()
-            self._engine.committer.commit_inside((), full=self._full)  # what a dead writer left
-            self._snapshot = EngineSnapshot(self._engine, self._codec)
-            self._entered = True
+            engine.gate.enter()
+            self._thread = threading.get_ident()
+            engine.committer.commit_inside((), full=self._full)  # what a dead writer left
+            self._snapshot = EngineSnapshot(engine, self._codec)
         finally:
-            if not self._entered:
-                self._engine.gate.leave()
+            if self._snapshot is None:
+                engine.gate.leave()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -117,7 +124,7 @@ class EngineTransaction(Transaction):
 
     def _operation(self, key: bytes, kept: Pending | None) -> Operation:
         if kept is None:
-            return Operation(key, DELETE, BY_USER, require=PRESENT)
+            return Operation(key, DELETE, BY_USER, require=STORED)
         return self._preparer.put(key, kept.codec, kept.data, kept.expires_ms, ANYTHING)
 
     def _check(self) -> EngineSnapshot:
@@ -167,7 +174,9 @@ class EngineTransaction(Transaction):
             return None
         value = self._codec.decode(key, kept.codec, kept.data)
         size = len(kept.data)
-        return Entry(value, f"pending-{kept.number}", instant(kept.expires_ms), size, size)
+        return Entry(
+            value, f"pending-{kept.number}@{self._name}", instant(kept.expires_ms), size, size
+        )
 
     @override
     def ttl(self, key: str) -> float | None:
@@ -197,7 +206,7 @@ class EngineTransaction(Transaction):
         others = (key for key, _ in stored if key not in written)
         there = (key for key in mine if self._written(key)[1] is not None)
         merged = heapq.merge(others, there, reverse=reverse)
-        return (key.decode() for key in islice(merged, limit))
+        return (key.decode() for key in islice(merged, scan_limit(limit)))
 
     @override
     def items(
@@ -209,8 +218,10 @@ class EngineTransaction(Transaction):
         reverse: bool = False,
         limit: int | None = None,
     ) -> Iterator[tuple[str, Any]]:
-        keys = self.keys(prefix, start=start, stop=stop, reverse=reverse, limit=limit)
-        return ((key, self.load(key)) for key in keys)
+        absent = object()
+        keys = self.keys(prefix, start=start, stop=stop, reverse=reverse)
+        found = ((key, self.load(key, absent)) for key in keys)
+        return islice((pair for pair in found if pair[1] is not absent), scan_limit(limit))
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -225,13 +236,20 @@ class EngineTransaction(Transaction):
         self._check()
         encoded = encode_key(key)
         codec, data = self._codec.encode(key, value)
-        expires_ms = self._preparer.expires_ms(ttl)
+        expires_ms = self._preparer.expires_ms(key, ttl)
         if if_version is not None:
+            self._engine.seq_of(if_version)  # refuses what is no version
             entry = self.entry(key)
             if entry is None or entry.version != if_version:
                 return False
         self._put(encoded, codec, data, expires_ms)
         return True
+
+    @override
+    def add(self, key: str, value: Any, ttl: TTL | None = None) -> bool:
+        self._codec.encode(key, value)  # bad input is refused whether the key is there or not
+        self._preparer.expires_ms(key, ttl)
+        return super().add(key, value, ttl)
 
     @override
     def replace(self, key: str, value: Any) -> None:
@@ -261,7 +279,7 @@ class EngineTransaction(Transaction):
     def touch(self, key: str, ttl: TTL | None) -> bool:
         snapshot = self._check()
         encoded = encode_key(key)
-        expires_ms = self._preparer.expires_at_ms(ttl)
+        expires_ms = self._preparer.expires_at_ms(key, ttl)
         written, kept = self._written(encoded)
         if written:
             if kept is not None:

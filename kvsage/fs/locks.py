@@ -4,7 +4,7 @@ A ``flock`` belongs to the open file, so it goes when the last descriptor of tha
 however the process dies. It cannot be upgraded without letting go, so nothing here tries.
 
 ``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
-that grows. ``WriterGate`` keeps that from starving anyone: one of those who wait holds ``NEXT``, and
+that grows. ``WriterGate`` keeps that from starving anyone: one who waits holds ``NEXT``, and
 a busy writer that comes back again and again must pass through ``NEXT`` every few times.
 """
 
@@ -140,9 +140,14 @@ class WriterGate:
         """Let the next one in; nothing where this thread is not in."""
         if self._is_mine():
             try:
-                unlock(self._gate.fd)
+                if self._gate.fd >= 0:
+                    unlock(self._gate.fd)
             finally:
                 self._thread.release()
+
+    def is_mine(self) -> bool:
+        """Whether this thread is in, at least before the other threads of this process."""
+        return self._is_mine()
 
     def close(self) -> None:
         """Close both files, which lets go."""

@@ -66,7 +66,10 @@ class Disk:
 
     def size(self, fd: int) -> int:
         """Bytes in the file."""
-        return os.fstat(fd).st_size
+        try:
+            return os.fstat(fd).st_size
+        except OSError as error:
+            raise translate(error, "reading the log") from error
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """At most ``length`` bytes; fewer only where the file ends."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
+from kvsage.index.keydir import StructError, damaged
+
 CONTENT_ROW = Struct("<IIIQQQ")
 assert CONTENT_ROW.size == 36
 
@@ -21,8 +23,15 @@ class ContentRow(NamedTuple):
 
 
 def decode_content_row(data: bytes) -> ContentRow:
-    """The row in ``data``."""
-    return ContentRow._make(CONTENT_ROW.unpack(data))
+    """The row in ``data``.
+
+    Raises:
+        CorruptionError: a row of another length.
+    """
+    try:
+        return ContentRow._make(CONTENT_ROW.unpack(data))
+    except StructError as error:
+        raise damaged(error) from error
 
 
 def encode_content_row(row: ContentRow) -> bytes:

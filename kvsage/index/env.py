@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import lmdb
 
 from kvsage.errors import (
+    CorruptionError,
     KvsageError,
     StoreClosedError,
     StoreFullError,
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
 LmdbError: TypeAlias = lmdb.Error
 MapFull: TypeAlias = lmdb.MapFullError
+
+DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+    lmdb.IncompatibleError,
+)
 
 MAP_BYTES_LEAST = 1 << 20
 READERS_MAX = 2048
@@ -60,6 +72,8 @@ def translate(error: lmdb.Error, path: Path, doing: str) -> KvsageError:
             f"{text}. Processes in different PID namespaces (containers) that happen to have the "
             "same process id cannot have one store open at once"
         )
+    if isinstance(error, DAMAGED):
+        return CorruptionError(f"{text}; repair builds it anew")
     reason = errno.errorcode.get(getattr(error, "code", None) or 0, "")
     out_of_space = "No space left" in str(error) or reason in {"ENOSPC", "EDQUOT"}
     if out_of_space or ("Input/output error" in str(error) and _is_full(path)):
@@ -85,12 +99,21 @@ class Index:
             self.env = self._open(map_bytes)
             self.begin: Callable[..., Txn] = self.env.begin
             dbs = [self.env.open_db(name.encode()) for name in NAMES]
+            self._look(dbs)
             if not self.env.readers().strip() and not (path / "lock.mdb").exists():
                 raise StoreUnavailableError(f"LMDB keeps no reader locks in {path}")
         except lmdb.Error as error:
             raise translate(error, path, "opening") from error
         self.keydir, self.system, self.tombstones, self.expiry, self.contents = dbs
         self.reader_check()
+
+    def _look(self, dbs: list[Any]) -> None:
+        """Walk to both ends of each database, so that an index overwritten in place is noticed."""
+        with self.env.begin() as txn:
+            for db in dbs:
+                cursor = txn.cursor(db)
+                if cursor.first():
+                    cursor.last()
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         while True:

@@ -6,14 +6,17 @@ The same row stands in ``keydir`` (the caller's keys), ``system`` (kvsage's own,
 
 from __future__ import annotations
 
+import struct
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvsage.errors import CorruptionError
 from kvsage.index.expiry import EXPIRY
 
 if TYPE_CHECKING:
     from kvsage.index.env import Index, Txn
 
+StructError = struct.error
 ROW = Struct("<IIIQQB")
 assert ROW.size == 29
 
@@ -34,8 +37,20 @@ class Row(NamedTuple):
 
 
 def decode_row(data: bytes) -> Row:
-    """The row in ``data``."""
-    return Row._make(ROW.unpack(data))
+    """The row in ``data``.
+
+    Raises:
+        CorruptionError: a row of another length.
+    """
+    try:
+        return Row._make(ROW.unpack(data))
+    except StructError as error:
+        raise damaged(error) from error
+
+
+def damaged(error: StructError) -> CorruptionError:
+    """The error of a row that is no row: a flipped bit in a page may change a length."""
+    return CorruptionError(f"the index is damaged ({error}); repair builds it anew")
 
 
 def set_live(

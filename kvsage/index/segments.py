@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kvsage.index.env import Txn
+from kvsage.index.keydir import StructError, damaged
 
 META_KEY = b"meta"
 META = Struct("<IIIQQQQQB")
@@ -47,8 +48,27 @@ class Meta(NamedTuple):
 
 
 def decode_meta(data: bytes) -> Meta:
-    """The row in ``data``."""
-    return Meta._make(META.unpack(data))
+    """The row in ``data``.
+
+    Raises:
+        CorruptionError: a row of another length.
+    """
+    try:
+        return Meta._make(META.unpack(data))
+    except StructError as error:
+        raise damaged(error) from error
+
+
+def decode_segment_row(data: bytes) -> SegmentRow:
+    """The row in ``data``.
+
+    Raises:
+        CorruptionError: a row of another length.
+    """
+    try:
+        return SegmentRow._make(SEGMENT_ROW.unpack(data))
+    except StructError as error:
+        raise damaged(error) from error
 
 
 def get_meta(txn: Txn) -> Meta | None:
@@ -93,7 +113,7 @@ def segment_key(segment: int) -> bytes:
 def get_segment(txn: Txn, segment: int) -> SegmentRow | None:
     """The row of a file."""
     data = txn.get(segment_key(segment))
-    return None if data is None else SegmentRow._make(SEGMENT_ROW.unpack(data))
+    return None if data is None else decode_segment_row(data)
 
 
 def put_segment(txn: Txn, segment: int, row: SegmentRow) -> None:
@@ -117,5 +137,5 @@ def all_segments(txn: Txn) -> Iterator[tuple[int, SegmentRow]]:
     found = cursor.set_range(SEGMENT_PREFIX)
     while found and cursor.key().startswith(SEGMENT_PREFIX):
         segment = int(SEGMENT_ID.unpack(cursor.key()[len(SEGMENT_PREFIX) :])[0])
-        yield segment, SegmentRow._make(SEGMENT_ROW.unpack(cursor.value()))
+        yield segment, decode_segment_row(cursor.value())
         found = cursor.next()

@@ -9,19 +9,28 @@ from typing_extensions import Unpack, override
 
 from kvsage import clock as clocks
 from kvsage.engine import check, repair, stats
-from kvsage.engine.commit import ABSENT, ANYTHING, PRESENT, Operation
+from kvsage.engine.commit import ABSENT, ANYTHING, NEVER, PRESENT, Operation
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
 from kvsage.engine.reading import load_flat
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
-from kvsage.errors import ReadOnlyStoreError, StoreClosedError
+from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
 from kvsage.fs import POSIX, Disk
 from kvsage.log.format import BY_USER, DELETE
 from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
-from kvsage.types import TTL, Capabilities, Entry, RepairReport, StoreStats, VerifyReport, Version
+from kvsage.types import (
+    TTL,
+    Capabilities,
+    Entry,
+    RepairReport,
+    StoreStats,
+    VerifyReport,
+    Version,
+    shown,
+)
 
 if TYPE_CHECKING:
     import os
@@ -70,7 +79,7 @@ class LMDBStore(TransactionalStore):
         **options: Unpack[OptionArguments],
     ) -> None:
         self.options = StoreOptions(**options)
-        self.path = Path(path).expanduser()
+        self.path = store_path(path)
         self._engine: Engine = acquire(
             self.path,
             self.options,
@@ -94,8 +103,8 @@ class LMDBStore(TransactionalStore):
     @override
     def close(self) -> None:
         if not self._closed:
-            self._closed = True
             release(self._engine)
+            self._closed = True
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -173,7 +182,7 @@ class LMDBStore(TransactionalStore):
 
     @override
     def snapshot(self) -> EngineSnapshot:
-        return EngineSnapshot(self._reading(), self._codec)
+        return EngineSnapshot(self._reading(), self._codec, owner=self)
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class LMDBStore(TransactionalStore):
     def _save(self, key: str, value: Any, ttl: TTL | None, require: int) -> bool:
         engine, preparer = self._writing(), self._preparer
         encoded = encode_key(key)
-        expires_ms = preparer.expires_ms(ttl)
+        expires_ms = preparer.expires_ms(key, ttl)
         operation = preparer.save(key, encoded, value, expires_ms, require)
         return engine.committer.commit((operation,), full=self._full)[0]
 
@@ -197,8 +206,7 @@ class LMDBStore(TransactionalStore):
     ) -> bool:
         if if_version is None:
             return self._save(key, value, ttl, ANYTHING)
-        seq = self._writing().seq_of(if_version)
-        return self._save(key, value, ttl, seq) if seq else False
+        return self._save(key, value, ttl, self._writing().seq_of(if_version) or NEVER)
 
     @override
     def add(self, key: str, value: Any, ttl: TTL | None = None) -> bool:
@@ -213,7 +221,7 @@ class LMDBStore(TransactionalStore):
     @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
         engine, preparer = self._writing(), self._preparer
-        expires_ms = preparer.expires_ms(ttl)
+        expires_ms = preparer.expires_ms(next(iter(mapping), ""), ttl)
         operations = [
             preparer.save(key, encode_key(key), value, expires_ms, ANYTHING)
             for key, value in mapping.items()
@@ -233,7 +241,7 @@ class LMDBStore(TransactionalStore):
 
     @override
     def transaction(self) -> EngineTransaction:
-        return EngineTransaction(self._writing(), self._preparer, full=self._full)
+        return EngineTransaction(self._writing(), self._preparer, full=self._full, owner=self)
 
     # -- beyond the contract ----------------------------------------------------------------
 
@@ -283,7 +291,7 @@ class LMDBStore(TransactionalStore):
             StoreLockedError: a process has it open.
         """
         chosen = clocks.SYSTEM if clock is None else clock
-        return repair.repair(Path(path).expanduser(), POSIX, chosen, dry_run=dry_run)
+        return repair.repair(store_path(path), POSIX, chosen, dry_run=dry_run)
 
     @override
     def transact(self, fn: Callable[[Transaction], Result], retries: int = 10) -> Result:
@@ -296,3 +304,18 @@ def _within(view: EngineSnapshot, chosen: Iterator[Result]) -> Iterator[Result]:
     """What was chosen, and the snapshot closed behind it."""
     with view:
         yield from chosen
+
+
+def store_path(path: str | os.PathLike[str]) -> Path:
+    """Where a store lies; ``~`` is expanded.
+
+    Raises:
+        ConfigError: no file system has such a path.
+    """
+    try:
+        chosen = Path(path).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"{shown(path)} is not a path: {error}") from error
+    if "\0" in str(chosen):
+        raise ConfigError("a path holds no NUL")
+    return chosen

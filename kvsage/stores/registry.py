@@ -53,7 +53,13 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
         if not text:
             raise ConfigError("a store needs a path or a URL")
         return LMDBStore(text, **options)
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        path = unquote(parts.path, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the path of {text!r} is not percent-encoded UTF-8") from error
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no URL: {error}") from error
     if parts.scheme != "lmdb":
         raise ConfigError(f"no store has the scheme {parts.scheme!r}; there is lmdb")
     if parts.netloc or not parts.path.startswith("/"):
@@ -62,7 +68,7 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
         raise ConfigError(f"{text!r} has a fragment; write # as %23")
     from kvsage.stores.embedded import LMDBStore
 
-    return LMDBStore(unquote(parts.path), **{**_query(parts.query), **options})
+    return LMDBStore(path, **{**_query(parts.query), **options})
 
 
 def _query(query: str) -> dict[str, Any]:
