@@ -85,8 +85,10 @@ def test_relaxed_commits_whose_flush_failed_are_written_anew(tmp_path, disk):
             store.save("later", 3)
     kept = {"flushed": 1, "waiting": 2, "waiting too": "x" * 100_000, "written since": 4}
     assert reopened(path) == kept
-    # Whatever of them is in the first segment may never have reached the disk. Nothing needs it.
-    os.truncate(path / "log" / "0000000001.seg", flushed)
+    # What the first segment holds of them may never have reached the disk. Nothing needs it.
+    first = path / "log" / "0000000001.seg"
+    if first.exists():
+        os.truncate(first, flushed)
     (path / "INDEX").unlink()
     assert reopened(path) == kept
 
