@@ -78,8 +78,9 @@ def kill_writer(path: Path) -> Killed:
         StoreUnavailableError: the child ended by itself.
     """
     command = [sys.executable, "-m", "kvsage.cli.crash_writer", str(path)]
+    # A group of its own, so that Ctrl-C reaches the demo alone, which then ends the child.
     with subprocess.Popen(  # noqa: S603  # our own module
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0
     ) as child:
         assert child.stdout is not None
         try:

@@ -110,12 +110,12 @@ class Figures:
         if files is None or end is None:
             return []
         return [
-            _fact("logical bytes", size(files.logical_bytes), "as two sets of keys"),
+            _fact("logical bytes", size(files.logical_bytes), "under both sets of keys"),
             _fact("distinct bytes", size(files.content_bytes), f"{files.contents:,} contents"),
             _fact("stored bytes", size(files.content_stored_bytes), "the same, compressed"),
             _fact("dedup ratio", render.times(dedup_ratio(files)), "logical : distinct"),
             _fact("compression ratio", render.times(compression_ratio(files)), "distinct : stored"),
-            _fact("log", size(end.log_bytes), f"{end.commits:,} commits, all of it"),
+            _fact("log", size(end.log_bytes), f"{end.commits:,} commits"),
             _fact("index", size(end.index_bytes), "derived from the log"),
         ]
 
