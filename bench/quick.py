@@ -410,7 +410,7 @@ def main() -> None:
     arguments = parser.parse_args()
     count = 5 if arguments.quick else 15
     report = Report()
-    base = Path(tempfile.mkdtemp(prefix="kvsage-bench-", dir=arguments.dir.resolve()))
+    base = Path(tempfile.mkdtemp(prefix=".kvsage-bench-", dir=arguments.dir.resolve()))
     try:
         facts = machine(base)
         print(*(f"{name}: {fact}" for name, fact in facts.items()), sep="\n")
