@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.docs.documents import ROOT, blocks, documents
 
-OTHERS = {"cli.md", "serialization.md"}  # they have tests beside what they describe
+OTHERS = {"cli.md"}  # its sessions stand for any store
 
 PYTHON = [
     pytest.param(path, id=str(path.relative_to(ROOT)))
