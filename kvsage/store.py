@@ -92,7 +92,7 @@ def added(key: str, value: object, delta: int) -> int:
     """``value + delta`` for ``increment``; only integers can be counted up."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise UnsupportedError(f"{key!r} holds a {type(value).__name__}, not an integer")
-    if not isinstance(delta, int) or isinstance(delta, bool):
+    if type(delta) is not int:
         raise UnsupportedError(f"a delta is an integer, not {type(delta).__name__}")
     return value + delta
 

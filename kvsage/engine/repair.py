@@ -229,9 +229,7 @@ class Repair:
             reader = SegmentReader(self._disk, fd, file.segment, self._identity.salt)
             framed: list[bytes] = []
             offset, chain = file.start, file.chain
-            damaged, seq = file.header is None, 0 if file.header is None else file.header.after_seq
-            if damaged:
-                self._problem("the header does not check", file.segment, 0)
+            damaged, seq = file.header is None, self._first_seq(file)
             while True:
                 for batch in reader.batches(offset, chain, seq, end):
                     framed += self._take(batch.body, batch.header.entries, file, batch.offset)
@@ -254,6 +252,13 @@ class Repair:
         finally:
             self._disk.close(fd)
         self._scanned.append(Scanned(file, offset, framed if damaged else [], damaged))
+
+    def _first_seq(self, file: LogFile) -> int:
+        """The number of the last commit before a file; 0 where its header is lost."""
+        if file.header is not None:
+            return file.header.after_seq
+        self._problem("the header does not check", file.segment, 0)
+        return 0
 
     def _note_end(self, file: LogFile, chain: int, seq: int) -> None:
         if not file.is_copy and seq >= self._seq:

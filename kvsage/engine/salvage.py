@@ -65,6 +65,6 @@ def grouped(framed: list[bytes], limit: int) -> Iterator[list[bytes]]:
 def is_text(key: bytes) -> bool:
     """Whether these could be the bytes of a caller's key."""
     try:
-        return key.decode().isprintable()  # zeros over a key are damage, not a key
+        return "\0" not in key.decode()  # zeros over a key are damage, not a key
     except UnicodeDecodeError:
         return False

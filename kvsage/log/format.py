@@ -7,7 +7,7 @@ Rules:
 
 - All integers are little-endian.
 - Every checksum is xxh3_64. That of a batch or an end mark is seeded with the place where it
-  stands (store, segment, offset), so the same bytes anywhere else, inside a value say, do not check.
+  stands (store, segment, offset), so the same bytes elsewhere, inside a value say, do not check.
 - A batch names the checksum of what stands before it (the header, or the previous batch), so a
   stale batch behind a rewritten tail does not follow.
 - In a segment the batches are numbered by the store's seq, one more each time, and every entry
