@@ -108,7 +108,6 @@ def test_a_writer_of_large_batches(path, child, checked):
 # -- at each step -------------------------------------------------------------------------------
 
 STEPS = (
-    "open",
     "write",
     "sync",
     "sync_data",
