@@ -38,8 +38,8 @@ def others_can_write(store):
 def test_a_transaction_inside_another_is_refused(store):
     with store.transaction() as outer:
         outer.save("a", 1)
-        with pytest.raises(TransactionStateError):
-            store.transaction()
+        with pytest.raises(TransactionStateError), store.transaction() as inner:
+            inner.save("a", 2)
         with pytest.raises(TransactionStateError):
             store.save("a", 2)
     assert store.load("a") == 1

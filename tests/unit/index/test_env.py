@@ -10,6 +10,7 @@ import lmdb
 import pytest
 
 from kvsage.errors import (
+    CorruptionError,
     StoreClosedError,
     StoreFullError,
     StoreLockedError,
@@ -97,8 +98,10 @@ def disk_error(code):
         (disk_error(errno.ENOSPC), StoreFullError, "no space left"),
         (disk_error(errno.EDQUOT), StoreFullError, "no space left"),
         (lmdb.Error("commit: Input/output error"), StoreUnavailableError, "Input/output"),
-        (lmdb.CorruptedError("page"), StoreUnavailableError, "while writing"),
-        (lmdb.InvalidError("open"), StoreUnavailableError, "while writing"),
+        (lmdb.CorruptedError("page"), CorruptionError, "while writing"),
+        (lmdb.PageNotFoundError("page"), CorruptionError, "while writing"),
+        (lmdb.InvalidError("open"), CorruptionError, "repair"),
+        (lmdb.BadTxnError("get"), StoreUnavailableError, "while writing"),
     ],
 )
 def test_every_error_of_lmdb_becomes_kvsages(tmp_path, monkeypatch, error, expected, words):
@@ -113,7 +116,7 @@ def test_on_a_full_disk_an_io_error_means_that(tmp_path, monkeypatch):
     full = translate(lmdb.Error("commit: Input/output error"), tmp_path, "writing")
     assert type(full) is StoreFullError
     other = translate(lmdb.InvalidError("open"), tmp_path, "opening")
-    assert type(other) is StoreUnavailableError
+    assert type(other) is CorruptionError
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_other_errors_pass_through_and_nothing_is_kept(index):
 def test_an_index_that_cannot_be_opened(tmp_path):
     (tmp_path / "data.mdb").write_bytes(b"\xee" * 8192)
     for _ in range(2):
-        with pytest.raises(StoreUnavailableError, match="opening") as raised:
+        with pytest.raises(CorruptionError, match="opening") as raised:
             Index(tmp_path, 1 << 20)
         assert isinstance(raised.value.__cause__, lmdb.Error)
 

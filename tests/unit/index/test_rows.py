@@ -168,6 +168,9 @@ def test_every_flip_and_every_other_length_of_index_is_found():
     for length in range(len(data)):
         assert trust.decode_trust(data[:length]) is None
     assert trust.decode_trust(data + b"\0") is None
+    longer = data[:-8] + b"\0"
+    checksum = xxh3_64_intdigest(longer).to_bytes(8, "little")
+    assert trust.decode_trust(longer + checksum) is None
 
 
 @given(st.binary(min_size=trust.SIZE, max_size=trust.SIZE))

@@ -302,6 +302,13 @@ def test_entry_finds_a_flip_anywhere(entry, mask, data):
     assert fmt.decode_entry(bytes(wrong)) is None
 
 
+@pytest.mark.parametrize(("value_length", "key_length"), [(6, 10), (4, 10), (5, 9), (0, 0)])
+def test_entry_whose_lengths_do_not_add_up_is_none(value_length, key_length):
+    body = bytearray(fmt.encode_entry(ENTRY)[8:])
+    body[16:20], body[20:22] = u32(value_length), u16(key_length)
+    assert fmt.decode_entry(u64(xxh3_64_intdigest(bytes(body))) + body) is None
+
+
 @given(st.binary(max_size=200))
 def test_noise_is_no_entry(noise):
     assert fmt.decode_entry(noise) is None
