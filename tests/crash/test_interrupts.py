@@ -98,9 +98,8 @@ FLUSHED = (save, transaction)  # a flush adds a few lines to a commit, the same 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 def test_at_every_line(path, child, verb):
     durability = "full" if verb in FLUSHED else "relaxed"
-    options = {"durability": durability, "sync_interval": 3600}
     stuck = []
-    with LMDBStore(path, lock_timeout=0.5, **options) as store:
+    with LMDBStore(path, durability=durability, lock_timeout=0.5, sync_interval=3600) as store:
         store.save_many({"k": -1, "a": 0, "c": 0, "n": 0})
         other = child(OTHER, path)
         assert other.line() == "ready"
@@ -110,8 +109,7 @@ def test_at_every_line(path, child, verb):
             before["k"] = number - 1
             interrupt = Interrupt(number)
             ended = interrupt.run(lambda: verb(store, number))  # noqa: B023
-            found = dict(store.items())
-            where = interrupt.where
+            found, where = dict(store.items()), interrupt.where
             assert whole(verb, before, found), where
             if other.ask(str(number)) != "written" or store._engine.gate._is_mine():
                 stuck += where
