@@ -137,7 +137,7 @@ class Lifecycle(StoreContract):
         store.close()
         for thread in threads:
             thread.join(60)
-        assert strange == []
+        assert not strange, strange
         assert not any(thread.is_alive() for thread in threads)
 
     def test_a_dropped_handle_closes_itself(self, store, place, clock):
