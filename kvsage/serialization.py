@@ -658,13 +658,20 @@ def _to_json(value: Any, depth: int = 0) -> Any:
     write = _TO_JSON.get(kind)
     if write is not None:
         return write(value, depth + 1)
+    if kind in _SCALAR_OF_TYPE:
+        return _scalar_json(value)
     entry = _type_of(kind)
     fields = {name: _to_json(part, depth + 1) for name, part in entry.take_apart(value).items()}
     return {"$object": {"type": entry.name, "version": entry.version, "fields": fields}}
 
 
+def _scalar_json(value: Any) -> dict[str, Any]:
+    scalar = _SCALAR_OF_TYPE[type(value)]
+    return {scalar.tag: scalar.to_json(value)}
+
+
 def _int_json(value: int) -> int | dict[str, str]:
-    return value if -(1 << 63) <= value < 1 << 64 else {"$int": hex(value)}
+    return value if -(1 << 63) <= value < 1 << 64 else _scalar_json(value)
 
 
 def _float_json(value: float) -> float | dict[str, str]:
@@ -696,12 +703,7 @@ def _dict_json(value: dict[Any, Any], depth: int) -> dict[str, Any]:
     return {"$dict": pairs}
 
 
-def _scalar_writer(scalar: _Scalar) -> Callable[[Any, int], Any]:
-    return lambda value, _depth: {scalar.tag: scalar.to_json(value)}
-
-
 _TO_JSON: Final[dict[type, Callable[[Any, int], Any]]] = {
-    **{scalar.type: _scalar_writer(scalar) for scalar in _SCALARS},
     int: lambda value, _depth: _int_json(value),
     float: lambda value, _depth: _float_json(value),
     bytes: lambda value, _depth: _bytes_json(value),

@@ -75,7 +75,12 @@ class Node:
     seen: int = dataclasses.field(default=0, init=False)
 
 
-for registered in (Colour, Level, Access, Point, Node):
+@dataclasses.dataclass(frozen=True)
+class Empty:
+    """Its fields are an empty map, the one empty container that a set may hold."""
+
+
+for registered in (Colour, Level, Access, Point, Node, Empty):
     Serializer.register(registered, f"test.{registered.__name__.lower()}")
 
 
@@ -109,7 +114,12 @@ ONE_OF_EACH = {
     "sets": [set(), {1, "a", b"a", None, (1, 2)}, frozenset({frozenset({frozenset()}), ((),)})],
     "keys": {1: "int", None: "none", (1, (2,)): "tuple", b"\xff": "bytes", 1.5: "float"},
     "like tags": [{"$set": [1]}, {"$": 1}, {"$dict": []}, {"$set": 1, "more": 2}, {"": 1}],
-    "decimals": [Decimal(x) for x in ("1.50", "-0E+9", "1E-99", "NaN", "sNaN7", "-Infinity")],
+    "decimals": [Decimal(text) for text in ("1.50", "-0E+9", "NaN", "sNaN7", "-Infinity")],
+    "extreme": [
+        Decimal("9" * 99),
+        Decimal("1E+999999999999999999"),
+        Decimal("-1E-1999999999999999997"),
+    ],
     "complex": [1 + 2j, complex("-0-nanj")],
     "dates": [date(2026, 11, 23), date.min, timedelta(-1, 5, 7), timedelta.max, timedelta.min],
     "naive": [datetime(2026, 11, 23, 10), datetime.max, datetime.min],  # noqa: DTZ001, DTZ901
@@ -582,13 +592,14 @@ def test_sets_nest_8_deep(form):
 
 
 def test_the_deepest_set_members_come_back():
-    for depth in range(1015, 1030):
-        value = {nested(lambda v: (v,), depth, 1)}
-        try:
-            written = pack(value)
-        except SerializationError:
-            continue
-        assert pack(unpack(written)) == written
+    for innermost in (1, Empty()):
+        for depth in range(1015, 1030):
+            value = {nested(lambda v: (v,), depth, innermost)}
+            try:
+                written = pack(value)
+            except SerializationError:
+                continue
+            assert pack(unpack(written)) == written
 
 
 @pytest.mark.parametrize("form", SAFE)
@@ -809,6 +820,8 @@ HOSTILE = {
     "deep json arrays": (b"[" * 100_000, "json"),
     "deep json objects": (b'{"a":' * 100_000, "json"),
     "deep json tags": (b'{"$tuple":[' * 100_000, "json"),
+    "deepest array with a rest": (b"\x91" * 1024 + b"\x90\x01", "msgpack"),
+    "deepest map with a rest": (b"\x81\xa1a" * 1024 + b"\x80\x01", "msgpack"),
     "text that is not UTF-8": (b"\xa1\xff", "msgpack"),
     "surrogate in UTF-8": (b"\xa3\xed\xa0\x80", "msgpack"),
     "json that is not UTF-8": (b'"\xff"', "json"),
