@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kvsage.engine.content import content_hash, decode_content
-from kvsage.engine.engine import Mismatch
+from kvsage.engine.content import Mismatch, content_hash, decode_content
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn

@@ -33,6 +33,10 @@ WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may 
 _local = threading.local()
 
 
+class Mismatch(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
+    """What the index points to is not there: the log moved on, or something is damaged."""
+
+
 def compress(raw: bytes, level: int) -> tuple[int, bytes]:
     """How ``raw`` is best stored, and the bytes to store."""
     compressors = _local.__dict__.setdefault("compressors", {})

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvsage.engine.commit import PRESENT, Operation
-from kvsage.engine.content import address_of, content_key_of
-from kvsage.engine.engine import Engine, Mismatch
+from kvsage.engine.content import Mismatch, address_of, content_key_of
 from kvsage.engine.snapshot import View
 from kvsage.errors import CorruptionError, KeyNotFoundError, SerializationError, ValueTooLargeError
 from kvsage.index.keydir import CONTENT_ROOT
@@ -19,6 +18,7 @@ from kvsage.log.format import BY_USER, DELETE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvsage.engine.engine import Engine
     from kvsage.engine.preparing import Preparer
 
 

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kvsage.engine.commit import Committer
-from kvsage.engine.content import RawCache, decode_content
+from kvsage.engine.content import Mismatch, RawCache, decode_content
 from kvsage.engine.flusher import Flusher
 from kvsage.engine.recovery import close_clean, open_index
 from kvsage.errors import (
@@ -51,12 +51,14 @@ from kvsage.log.writer import create_file
 from kvsage.types import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
 
     from kvsage.clock import Clock
     from kvsage.fs import Disk
     from kvsage.index.contents import ContentRow
-    from kvsage.index.env import Index
+    from kvsage.index.env import Index, Txn
     from kvsage.options import StoreOptions
 
 NAMES = frozenset(
@@ -81,14 +83,11 @@ FIRST_HEADER_BYTES = 4096  # more than the first segment is before anything is c
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
 
-class Mismatch(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
-    """What the index points to is not there: the log moved on, or something is damaged."""
-
-
 class Engine:
     """An open store. ``files``, ``index``, ``gate`` and ``committer`` do the work."""
 
     index: Index
+    reading: tuple[Callable[[], Txn], Any, dict[int, int], Clock, Callable[[int, int, int], bytes]]
 
     def __init__(self, path: Path, options: StoreOptions, disk: Disk, clock: Clock) -> None:
         self.path = path
@@ -143,6 +142,8 @@ class Engine:
                 failed.callback(self.gate.close)
                 open_index(self, fresh=fresh)
                 failed.callback(self.index.close)
+                index, disk = self.index, self.disk
+                self.reading = (index.begin, index.keydir, self.files.fds, self.clock, disk.pread)
                 self._catch_up()
                 failed.pop_all()
         self.flusher.start()
@@ -263,6 +264,7 @@ class Engine:
             gate.close()
 
     def _let_go(self) -> None:
+        self.reading = (_away, *self.reading[1:])
         self.index.close()
         self.gate.close()
         self.files.close()
@@ -275,6 +277,7 @@ class Engine:
         """In the child: let go of what was inherited; the next use opens the store anew."""
         self.generation += 1
         self.inherited = True
+        self.reading = (_away, *self.reading[1:])
         self.gate.close()
         self.lock.close()
         self.files.close()
@@ -374,6 +377,11 @@ def _is_bare(disk: Disk, path: Path) -> bool:
         return disk.size(fd) <= FIRST_HEADER_BYTES
     finally:
         disk.close(fd)
+
+
+def _away() -> Txn:
+    """What begins a read where the store is closed, or not opened in this process yet."""
+    raise Mismatch
 
 
 # -- one engine for each store and process ------------------------------------------------------

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from kvsage.engine.commit import Operation
-from kvsage.engine.content import Content, compress, content_hash
-from kvsage.engine.engine import Engine, Mismatch
+from kvsage.engine.commit import ANYTHING, Operation
+from kvsage.engine.content import Content, Mismatch, compress, content_hash
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.log.format import CONTENT_KEY, PUT
+from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kvsage.engine.engine import Engine
     from kvsage.options import StoreOptions
+
+
+_make = tuple.__new__  # a third of the time of the class's own call
 
 
 class Preparer:
@@ -25,7 +31,7 @@ class Preparer:
     def __init__(self, engine: Engine, options: StoreOptions) -> None:
         self._engine = engine
         self.codec = Codec(options)
-        self._content_bytes_min = options.content_bytes_min
+        self.content_bytes_min = options.content_bytes_min
         self._level = options.compression_level
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)
@@ -60,9 +66,23 @@ class Preparer:
         self, encoded: bytes, codec: int, data: bytes, expires_ms: int, require: int
     ) -> Operation:
         """The operation that saves a serialized value."""
-        if len(data) < self._content_bytes_min:
+        if len(data) < self.content_bytes_min:
             return Operation(encoded, PUT, codec, expires_ms, data, None, require)
         return Operation(encoded, PUT, codec, expires_ms, b"", self.content(data), require)
+
+    def save_many(self, mapping: Mapping[str, Any], expires_ms: int) -> list[Operation]:
+        """The operations that save every pair, alike in expiry; ``save`` for each, flat."""
+        encode, least = self.codec.encode, self.content_bytes_min
+        operations = []
+        for key, value in mapping.items():
+            flags, data = encode(key, value)
+            encoded = encode_key(key)
+            if len(data) < least:
+                fields = (encoded, PUT, flags, expires_ms, data, None, ANYTHING)
+                operations.append(_make(Operation, fields))
+            else:
+                operations.append(self.put(encoded, flags, data, expires_ms, ANYTHING))
+        return operations
 
     def content(self, raw: bytes) -> Content:
         """A content, compressed unless one like it is there to be referred to."""

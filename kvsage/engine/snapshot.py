@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from typing_extensions import override
 
-from kvsage.engine.content import decode_content
-from kvsage.engine.engine import Engine, Mismatch
-from kvsage.errors import CorruptionError, StoreClosedError, StoreUnavailableError
+from kvsage.engine.content import Mismatch, decode_content
+from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import EXPIRY
@@ -27,6 +26,7 @@ from kvsage.types import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kvsage.engine.engine import Engine
     from kvsage.engine.values import Codec
 
 FAR = 1 << 62
@@ -209,7 +209,7 @@ class EngineSnapshot(Snapshot):
             except Mismatch as error:
                 raise corruption(self._engine, key, row) from error
             except LmdbError as error:
-                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+                raise self._ended(error) from error
 
     def row(self, key: bytes) -> Row | None:
         """A key's row; None where it is absent."""
@@ -217,7 +217,7 @@ class EngineSnapshot(Snapshot):
             try:
                 return self._open().row(key)
             except LmdbError as error:
-                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+                raise self._ended(error) from error
 
     @override
     def load(self, key: str, default: Any = None) -> Any:
@@ -284,7 +284,7 @@ class EngineSnapshot(Snapshot):
             except Mismatch as error:
                 raise corruption(self._engine, key, row) from error
             except LmdbError as error:
-                raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+                raise self._ended(error) from error
         return name, self._codec.decode(name, found.flags, found.data)
 
     def rows(
@@ -302,7 +302,7 @@ class EngineSnapshot(Snapshot):
                 try:
                     pair = next(rows, None)
                 except LmdbError as error:
-                    raise StoreUnavailableError(f"the snapshot has ended: {error}") from error
+                    raise self._ended(error) from error
             if pair is None:
                 return
             yield pair
@@ -312,8 +312,16 @@ class EngineSnapshot(Snapshot):
     def count(self, prefix: str = "") -> int:
         with self._lock:
             view = self._open()
-            if not prefix:
-                entries = int(view.txn.stat(self._engine.index.keydir)["entries"])
-                return entries - view.expired_count()
-            lower, upper = bounds(prefix, None, None)
-            return sum(1 for _ in view.scan(lower, upper))
+            try:
+                if not prefix:
+                    entries = int(view.txn.stat(self._engine.index.keydir)["entries"])
+                    return entries - view.expired_count()
+                lower, upper = bounds(prefix, None, None)
+                return sum(1 for _ in view.scan(lower, upper))
+            except LmdbError as error:
+                raise self._ended(error) from error
+
+    def _ended(self, error: LmdbError) -> KvsageError:
+        if self._engine.closed:
+            return StoreClosedError("the store of the snapshot was closed")
+        return StoreUnavailableError(f"the snapshot has ended: {error}")

@@ -71,23 +71,28 @@ class EngineTransaction(Transaction):
         engine.gate.refuse_nested()
         if self._state or self._snapshot is not None or self._generation != engine.generation:
             raise TransactionStateError("a transaction is entered once; begin another")
+        self._thread = threading.get_ident()
         try:
             engine.gate.enter()
-            self._thread = threading.get_ident()
             engine.committer.commit_inside((), full=self._full)  # what a dead writer left
             self._snapshot = EngineSnapshot(engine, self._codec)
-        finally:
-            if self._snapshot is None:
+        except BaseException:
+            try:
                 engine.gate.leave()
+            finally:
+                engine.gate.leave()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._state:
-            return
-        if kind is None:
-            self.commit()
-        else:
-            self.rollback()
+        try:
+            if not self._state:
+                if kind is None:
+                    self.commit()
+                else:
+                    self.rollback()
+        finally:
+            self._leave()
 
     def commit(self) -> None:
         """Keep everything, as one batch.
@@ -120,6 +125,11 @@ class EngineTransaction(Transaction):
             if self._snapshot is not None:
                 self._snapshot.close()
         finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Leave the gate, once for all, if it is this transaction that is in."""
+        if self._generation == self._engine.generation and threading.get_ident() == self._thread:
             self._engine.gate.leave()
 
     def _operation(self, key: bytes, kept: Pending | None) -> Operation:

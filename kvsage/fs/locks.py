@@ -10,9 +10,9 @@ a busy writer that comes back again and again must pass through ``NEXT`` every f
 
 from __future__ import annotations
 
-import fcntl
 import threading
 import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from typing import TYPE_CHECKING
 
 from kvsage.errors import StoreClosedError, StoreLockedError, TransactionStateError
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 PAUSE_LEAST_S = 0.00005
 PAUSE_MOST_S = 0.001
 TURNS_BEFORE_NEXT = 8  # passing through NEXT each time would cost a lone writer 1.3 us a commit
-EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
-SHARED_NOW = fcntl.LOCK_SH | fcntl.LOCK_NB
+EXCLUSIVE_NOW = LOCK_EX | LOCK_NB
+SHARED_NOW = LOCK_SH | LOCK_NB
 
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
     """Take the lock if nobody is in the way."""
     try:
-        fcntl.flock(fd, SHARED_NOW if shared else EXCLUSIVE_NOW)
+        flock(fd, SHARED_NOW if shared else EXCLUSIVE_NOW)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -42,7 +42,7 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 
 def unlock(fd: int) -> None:
     """Let go, whether it was held or not."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    flock(fd, LOCK_UN)
 
 
 def wait_for_lock(fd: int, deadline: float, what: str, *, shared: bool = False) -> None:
@@ -78,21 +78,36 @@ class LockFile:
 class WriterGate:
     """One writer at a time: among this process's threads, then among processes.
 
-    ``refuse_nested``, then ``try: enter() ... finally: leave()``: an interrupt may come between any
-    two steps, so ``enter`` stands inside the ``try``, and ``leave`` copes with a gate that was not,
-    or not wholly, entered.
+    An interrupt may come between any two steps, so entering stands inside the ``try``, and leaving
+    is said twice: the second ``leave`` finishes what an interrupt kept the first one from::
+
+        gate.refuse_nested()
+        try:
+            try:
+                gate.enter()
+                ...
+            finally:
+                gate.leave()
+        finally:
+            gate.leave()
     """
 
-    __slots__ = ("_gate", "_is_mine", "_next", "_thread", "_timeout_s", "_turns")
+    __slots__ = ("_gate", "_next", "_queued", "_thread", "_timeout_s", "_turns", "is_mine")
 
     def __init__(self, disk: Disk, directory: Path, timeout_s: float) -> None:
         self._gate = LockFile(disk, directory / "WRITE")
-        self._next = LockFile(disk, directory / "NEXT")
+        try:
+            self._next = LockFile(disk, directory / "NEXT")
+        except BaseException:
+            self._gate.close()
+            raise
         # A lock that knows its owner: leaving without having entered lets go nobody else's turn.
         self._thread = threading.RLock()
-        self._is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
+        # Whether this thread is in, at least before the other threads of this process.
+        self.is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
         self._timeout_s = timeout_s
         self._turns = 0
+        self._queued = False  # NEXT may be held
 
     def refuse_nested(self) -> None:
         """Refuse a thread that is in already.
@@ -100,7 +115,7 @@ class WriterGate:
         Raises:
             TransactionStateError: this thread has a transaction open.
         """
-        if self._is_mine():
+        if self.is_mine():
             raise TransactionStateError(
                 "this thread has a transaction open on the store: write through it, or end it first"
             )
@@ -112,22 +127,30 @@ class WriterGate:
             StoreLockedError: it did not come within the timeout.
             StoreClosedError: another thread has closed the store.
         """
-        if self._gate.fd < 0:
-            raise StoreClosedError("the store is closed")
         if not self._thread.acquire(blocking=False):
             timeout = min(self._timeout_s, threading.TIMEOUT_MAX)
             if not self._thread.acquire(timeout=timeout):
                 raise StoreLockedError(
                     f"another thread has been writing for more than {self._timeout_s:g} s"
                 )
+        gate = self._gate.fd
+        if gate < 0:
+            raise StoreClosedError("the store is closed")
         self._turns += 1
-        if self._turns % TURNS_BEFORE_NEXT and try_lock(self._gate.fd):
-            return
-        try:
-            self._wait(self._next.fd)
-            self._wait(self._gate.fd)
-        finally:
-            unlock(self._next.fd)
+        if self._turns % TURNS_BEFORE_NEXT:
+            try:
+                flock(gate, EXCLUSIVE_NOW)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise translate(error, "locking") from error
+            else:
+                return
+        self._queued = True
+        self._wait(self._next.fd)
+        self._wait(gate)
+        unlock(self._next.fd)
+        self._queued = False
 
     def _wait(self, fd: int) -> None:
         wait_for_lock(
@@ -138,16 +161,13 @@ class WriterGate:
 
     def leave(self) -> None:
         """Let the next one in; nothing where this thread is not in."""
-        if self._is_mine():
-            try:
-                if self._gate.fd >= 0:
-                    unlock(self._gate.fd)
-            finally:
-                self._thread.release()
-
-    def is_mine(self) -> bool:
-        """Whether this thread is in, at least before the other threads of this process."""
-        return self._is_mine()
+        if self.is_mine():
+            if self._gate.fd >= 0:
+                if self._queued:
+                    flock(self._next.fd, LOCK_UN)
+                    self._queued = False
+                flock(self._gate.fd, LOCK_UN)
+            self._thread.release()
 
     def close(self) -> None:
         """Close both files, which lets go."""

@@ -71,6 +71,9 @@ class Disk:
         except OSError as error:
             raise translate(error, "reading the log") from error
 
+    pread = staticmethod(os.pread)
+    """The bare system call, for the hot path: may be short, and raises ``OSError``."""
+
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """At most ``length`` bytes; fewer only where the file ends."""
         try:
@@ -87,10 +90,15 @@ class Disk:
     def write(self, fd: int, parts: Sequence[Buffer], offset: int) -> None:
         """All of ``parts``, one after the other, at ``offset``."""
         try:
-            written = os.pwritev(fd, parts, offset)
+            if len(parts) == 1:
+                length = len(parts[0])
+                written = os.pwrite(fd, parts[0], offset)
+            else:
+                length = sum(map(len, parts))
+                written = os.pwritev(fd, parts, offset)
         except OSError as error:
             raise translate(error, "writing the log") from error
-        if written != sum(map(len, parts)):
+        if written != length:
             self._write_rest(fd, b"".join(parts), written, offset)
 
     def _write_rest(self, fd: int, data: bytes, written: int, offset: int) -> None:

@@ -31,6 +31,7 @@ from kvsage.errors import (
     StoreLockedError,
     StoreUnavailableError,
 )
+from kvsage.fs import POSIX
 from kvsage.fs.posix import FULL
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ DAMAGED = (
 
 MAP_BYTES_LEAST = 1 << 20
 READERS_MAX = 2048
+LOCK_BYTES = 33 * 4096  # LMDB: 64 for each reader and a little, here rounded up to pages
 LIB_VERSION = 0  # LMDB 0.9; the other bundled one has another format
 NAMES = ("keydir", "system", "tombstones", "expiry", "contents")
 
@@ -95,6 +97,7 @@ class Index:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         self.path = path
+        self._allocate_locks(path / "lock.mdb")
         try:
             self.env = self._open(map_bytes)
             self.begin: Callable[..., Txn] = self.env.begin
@@ -114,6 +117,19 @@ class Index:
                 cursor = txn.cursor(db)
                 if cursor.first():
                     cursor.last()
+
+    @staticmethod
+    def _allocate_locks(path: Path) -> None:
+        """Give a new lock file its blocks: LMDB maps it sparse, and a full disk would be a SIGBUS.
+
+        Only where none is there: nobody can have it open then, so closing it drops no lock.
+        """
+        if not path.exists():
+            fd = POSIX.open(path, write=True, create=True)
+            try:
+                POSIX.zero(fd, 0, LOCK_BYTES)
+            finally:
+                POSIX.close(fd)
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         while True:

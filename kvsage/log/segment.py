@@ -125,6 +125,7 @@ class LogFiles:
     def close(self) -> None:
         """Close them all."""
         with self._lock:
-            fds, self.fds = list(self.fds.values()), {}
+            fds = list(self.fds.values())
+            self.fds.clear()
         for fd in fds:
             self._disk.close(fd)

@@ -13,7 +13,7 @@ from kvsage.engine.commit import ABSENT, ANYTHING, NEVER, PRESENT, Operation
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
-from kvsage.engine.reading import load_flat
+from kvsage.engine.reading import Loader
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
 from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
@@ -91,6 +91,8 @@ class LMDBStore(TransactionalStore):
         self._full = self.options.durability == "full"
         self._preparer = Preparer(self._engine, self.options)
         self._codec = self._preparer.codec
+        self._loader = Loader(self._engine, self._codec)
+        self._load = self._loader.load
 
     @override
     def __repr__(self) -> str:
@@ -104,13 +106,13 @@ class LMDBStore(TransactionalStore):
     def close(self) -> None:
         if not self._closed:
             release(self._engine)
-            self._closed = True
+            self._closed = self._loader.closed = True
 
     # -- reading ----------------------------------------------------------------------------
 
     @override
     def load(self, key: str, default: Any = None) -> Any:
-        return load_flat(self._reading(), self._codec, key, default)
+        return self._load(key, default)
 
     def _reading(self) -> Engine:
         if self._closed or self._engine.inherited:
@@ -205,7 +207,15 @@ class LMDBStore(TransactionalStore):
         self, key: str, value: Any, ttl: TTL | None = None, *, if_version: Version | None = None
     ) -> bool:
         if if_version is None:
-            return self._save(key, value, ttl, ANYTHING)
+            engine = self._writing()
+            saver = self._preparer
+            flags, data = self._codec.encode(key, value)
+            expires_ms = saver.expires_ms(key, ttl)
+            if len(data) < saver.content_bytes_min:
+                engine.committer.put(encode_key(key), flags, data, expires_ms, self._full)
+                return True
+            operation = saver.put(encode_key(key), flags, data, expires_ms, ANYTHING)
+            return engine.committer.commit((operation,), full=self._full)[0]
         return self._save(key, value, ttl, self._writing().seq_of(if_version) or NEVER)
 
     @override
@@ -222,10 +232,7 @@ class LMDBStore(TransactionalStore):
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
         engine, preparer = self._writing(), self._preparer
         expires_ms = preparer.expires_ms(next(iter(mapping), ""), ttl)
-        operations = [
-            preparer.save(key, encode_key(key), value, expires_ms, ANYTHING)
-            for key, value in mapping.items()
-        ]
+        operations = preparer.save_many(mapping, expires_ms)
         if operations:
             engine.committer.commit(operations, full=self._full)
         return len(operations)
