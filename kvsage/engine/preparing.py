@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from kvsage.engine.commit import ANYTHING, Operation
+from kvsage.engine.commit import ANYTHING, PRESENT, Operation
 from kvsage.engine.content import Content, Mismatch, compress, content_hash
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
-from kvsage.log.format import CONTENT_KEY, PUT
+from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, PUT
 from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
@@ -83,6 +83,11 @@ class Preparer:
             else:
                 operations.append(self.put(encoded, flags, data, expires_ms, ANYTHING))
         return operations
+
+    @staticmethod
+    def delete(encoded: bytes) -> Operation:
+        """The operation that removes a key at its user's wish, if it is there."""
+        return Operation(encoded, DELETE, BY_USER, require=PRESENT)
 
     def content(self, raw: bytes) -> Content:
         """A content, compressed unless one like it is there to be referred to."""

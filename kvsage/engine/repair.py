@@ -17,6 +17,7 @@ header lists the sound files and the copies, decides. A kill before that leaves 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import time
@@ -114,17 +115,17 @@ def repair(path: Path, disk: Disk, clock: Clock, *, dry_run: bool) -> RepairRepo
         raise NotAStoreError(f"there is no store at {path}")
     if engines.is_open(path):
         raise StoreLockedError("this process has the store open: close it before repairing")
-    opening, lock = LockFile(disk, path / "OPEN"), LockFile(disk, path / "LOCK")
-    try:
+    with contextlib.ExitStack() as undo:
+        opening = LockFile(disk, path / "OPEN")
+        undo.callback(opening.close)
+        lock = LockFile(disk, path / "LOCK")
+        undo.callback(lock.close)
         if not (try_lock(opening.fd) and try_lock(lock.fd)):
             raise StoreLockedError("another process has the store open: close it before repairing")
         run = Repair(path, disk, clock)
         run.scan()
         if not dry_run:
             run.write()
-    finally:
-        lock.close()
-        opening.close()
     if not dry_run:
         engines.release(engines.acquire(path, StoreOptions(), disk, clock, create=False))
     return run.report(dry_run=dry_run)

@@ -9,7 +9,7 @@ from typing_extensions import Unpack, override
 
 from kvsage import clock as clocks
 from kvsage.engine import check, repair, stats
-from kvsage.engine.commit import ABSENT, ANYTHING, NEVER, PRESENT, Operation
+from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
@@ -18,7 +18,6 @@ from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
 from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
 from kvsage.fs import POSIX, Disk
-from kvsage.log.format import BY_USER, DELETE
 from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
 from kvsage.types import (
@@ -225,7 +224,7 @@ class LMDBStore(TransactionalStore):
     @override
     def delete(self, key: str) -> bool:
         engine = self._writing()
-        operation = Operation(encode_key(key), DELETE, BY_USER, require=PRESENT)
+        operation = self._preparer.delete(encode_key(key))
         return engine.committer.commit((operation,), full=self._full)[0]
 
     @override
@@ -240,10 +239,7 @@ class LMDBStore(TransactionalStore):
     @override
     def delete_many(self, keys: Iterable[str]) -> int:
         engine = self._writing()
-        operations = [
-            Operation(key, DELETE, BY_USER, require=PRESENT)
-            for key in dict.fromkeys(map(encode_key, keys))
-        ]
+        operations = list(map(self._preparer.delete, dict.fromkeys(map(encode_key, keys))))
         return sum(engine.committer.commit(operations, full=self._full)) if operations else 0
 
     @override

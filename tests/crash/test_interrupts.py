@@ -111,7 +111,7 @@ def test_at_every_line(path, child, verb):
             ended = interrupt.run(lambda: verb(store, number))  # noqa: B023
             found, where = dict(store.items()), interrupt.where
             assert whole(verb, before, found), where
-            if other.ask(str(number)) != "written" or store._engine.gate._is_mine():
+            if other.ask(str(number)) != "written" or store._engine.gate.is_mine():
                 stuck += where
                 store._engine.gate.leave()  # so that one run finds every such line
                 store.save("k2", 0)  # which also lets go of the turnstile
@@ -150,7 +150,7 @@ def test_at_every_line_of_a_rotation(tmp_path):
             store.save("large", [0, noise])
             interrupt = Interrupt(number)
             ended = interrupt.run(lambda: store.save("large", [1, noise]))
-            if not free(path) or store._engine.gate._is_mine():
+            if not free(path) or store._engine.gate.is_mine():
                 stuck += interrupt.where
                 store._engine.gate.leave()
             (value, _) = store.load("large")

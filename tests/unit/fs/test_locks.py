@@ -1,7 +1,6 @@
 """Locks between threads and processes, and the gate that lets in one writer at a time."""
 
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -168,7 +167,7 @@ def test_a_system_without_locks_is_told(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     lock = LockFile(POSIX, tmp_path / "LOCK")
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr("kvsage.fs.locks.flock", no_locks)
     with pytest.raises(Unavailable, match="No locks available"):
         try_lock(lock.fd)
     lock.close()

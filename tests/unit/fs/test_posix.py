@@ -202,8 +202,8 @@ def test_what_is_replaced_reads_back(tmp_path_factory, data):
 
 BY_DESCRIPTOR = [
     ("pread", lambda fd, _: POSIX.read(fd, 1, 0)),
-    ("pwritev", lambda fd, _: POSIX.write(fd, [b"x"], 0)),
-    ("pwritev", lambda fd, _: POSIX.zero(fd, 0, 1)),
+    ("pwritev", lambda fd, _: POSIX.write(fd, [b"x", b"y"], 0)),
+    ("pwrite", lambda fd, _: POSIX.zero(fd, 0, 1)),
     ("ftruncate", lambda fd, _: POSIX.truncate(fd, 0)),
     ("fdatasync", lambda fd, _: POSIX.sync_data(fd)),
     ("fsync", lambda fd, _: POSIX.sync(fd)),
