@@ -409,6 +409,16 @@ def test_a_zone_that_does_not_fit_leaves_instant_and_wall_clock(text):
     assert read.utcoffset() == timedelta(hours=5)
 
 
+@pytest.mark.parametrize("error", [KeyError, ValueError, PermissionError])
+def test_a_zone_that_cannot_be_loaded_leaves_its_offset(monkeypatch, error):
+    def refuse(key):
+        raise error(key)
+
+    monkeypatch.setattr(serialization, "ZoneInfo", refuse)
+    read = Serializer.deserialize(b'{"$time": "10:00:00+01:00[Europe/Berlin]"}')
+    assert read == time(10, tzinfo=timezone(timedelta(hours=1)))
+
+
 def test_any_other_zone_keeps_its_offset():
     class Odd(tzinfo):
         def utcoffset(self, _):
