@@ -2,6 +2,9 @@
 
 A test that needs what this machine does not have (``root`` ...) is skipped. ``KVSAGE_REQUIRE``,
 a list separated by commas or ``all``, makes it fail instead, so that green can mean that all ran.
+
+Hypothesis draws few examples, so that the tests run often; ``HYPOTHESIS_PROFILE=thorough`` makes
+it search for long. Tests that want more or fewer than others say so as a share of that number.
 """
 
 import os
@@ -9,9 +12,12 @@ import os
 import pytest
 from hypothesis import settings
 
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
+settings.register_profile("thorough", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default")
+)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

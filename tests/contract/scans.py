@@ -23,7 +23,6 @@ choices = st.fixed_dictionaries(
 )
 # The store is the same for all examples and emptied for each.
 examples = settings(
-    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from kvsage import serialization
 from kvsage.errors import StoreFullError
 from kvsage.fs import Disk
 
@@ -66,6 +67,17 @@ class FullDisk(RecordingDisk):
         if len(data) > fits:
             self._say("full", self._names.get(fd))
             raise StoreFullError("no space left while writing the log: the double is full")
+
+
+@pytest.fixture
+def registry():
+    """Forget what the test registers: the names of classes are the whole process's."""
+    tables = (serialization._TYPE_OF_NAME, serialization._TYPE_OF_CLASS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Running the command, each time with its streams and its exit code.
 
-``run`` and ``on_terminal`` do it as a user does, in a process of its own; ``keep`` saves the start
-of a process where a test is about what a verb says and does.
+``run`` and ``on_terminal`` do it as a user does, in a process of its own; ``call`` and ``keep``
+save the start of a process where a test is about what a verb says and does.
 """
 
 import io
@@ -98,20 +98,32 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keep(
-    tmp_path: Path,
-    store: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsysbinary: pytest.CaptureFixture[bytes],
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> Run:
-    """Run the command on the test's store, in this process."""
+    """Run the command in this process; `env` adds to the environment, `stdin` is bytes."""
     monkeypatch.chdir(tmp_path)
+    for name in os.environ.keys() - environment().keys():
+        monkeypatch.delenv(name)
 
-    def keep(verb: str, *arguments: object, stdin: bytes = b"") -> Outcome:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = main([verb, "--store", str(store), *map(_text, arguments)])
+    def call(*arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            for name, value in env.items():
+                patch.setenv(name, value)
+            code = main([*map(_text, arguments)])
         out, err = capsysbinary.readouterr()
         return Outcome(code, out, err.decode())
+
+    return call
+
+
+@pytest.fixture
+def keep(call: Run, store: Path) -> Run:
+    """Run the command on the test's store, in this process."""
+
+    def keep(verb: str, *arguments: object, stdin: bytes = b"") -> Outcome:
+        return call(verb, "--store", store, *arguments, stdin=stdin)
 
     return keep
 

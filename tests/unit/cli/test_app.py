@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from kvsage import cli, errors
+from kvsage import LMDBStore, cli, errors
 from kvsage.cli import records
 from kvsage.cli.app import VERBS
 
@@ -62,14 +62,14 @@ def test_without_click_the_extra_is_named():
     assert shown.stderr.count("\n") == 1
 
 
-def test_no_arguments_show_the_help(run):
-    shown = run()
+def test_no_arguments_show_the_help(call):
+    shown = call()
     assert (shown.code, shown.out) == (2, b"")
     assert shown.err.startswith("Usage: kvsage")
 
 
-def test_version(run):
-    shown = run("--version")
+def test_version(call):
+    shown = call("--version")
     assert shown.code == 0
     assert shown.text.startswith("kvsage ")
 
@@ -99,14 +99,14 @@ def test_usage_errors_are_one_line(monkeypatch, capsys, arguments, message):
     assert message in shown.err
 
 
-def test_store_from_the_environment_or_before_or_after_the_verb(run, store, tmp_path):
+def test_store_from_the_environment_or_before_or_after_the_verb(call, store, tmp_path):
     other = tmp_path / "other"
-    assert run("set", "key", '"environment"', KVSAGE_STORE=str(store)).code == 0
-    assert run("--store", other, "set", "key", '"before"', KVSAGE_STORE=str(store)).code == 0
-    assert run("get", "key", KVSAGE_STORE=str(store)).out == b"environment"
-    assert run("get", "-s", other, "key", KVSAGE_STORE=str(store)).out == b"before"
-    assert run("-s", store, "get", "-s", other, "key").out == b"before"
-    assert run("get", "key", KVSAGE_STORE="").code == 2
+    assert call("set", "key", '"environment"', KVSAGE_STORE=str(store)).code == 0
+    assert call("--store", other, "set", "key", '"before"', KVSAGE_STORE=str(store)).code == 0
+    assert call("get", "key", KVSAGE_STORE=str(store)).out == b"environment"
+    assert call("get", "-s", other, "key", KVSAGE_STORE=str(store)).out == b"before"
+    assert call("-s", store, "get", "-s", other, "key").out == b"before"
+    assert call("get", "key", KVSAGE_STORE="").code == 2
 
 
 class Broken:
@@ -146,25 +146,23 @@ def test_every_error_ends_in_one_line_and_its_code(monkeypatch, capsys, error, c
 
 
 @pytest.mark.parametrize("how", [["--debug", "get"], ["get", "--debug"]])
-def test_debug_shows_the_traceback(run, how):
-    shown = run(*how, "--store", "absent", "key")
+def test_debug_shows_the_traceback(call, how):
+    shown = call(*how, "--store", "absent", "key")
     assert shown.code == 3
     assert shown.err.startswith("Traceback")
     assert shown.err.splitlines()[-1].startswith("kvsage: no store at absent")
 
 
-def test_debug_from_the_environment(run):
-    assert "Traceback" in run("get", "-s", "absent", "key", KVSAGE_DEBUG="1").err
-    assert "Traceback" not in run("get", "-s", "absent", "key", KVSAGE_DEBUG="0").err
+def test_debug_from_the_environment(call):
+    assert "Traceback" in call("get", "-s", "absent", "key", KVSAGE_DEBUG="1").err
+    assert "Traceback" not in call("get", "-s", "absent", "key", KVSAGE_DEBUG="0").err
 
 
 @pytest.fixture
-def long_store(run, store, tmp_path):
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    for number in range(2000):
-        (tree / f"{number:04}-{'x' * 80}").touch()
-    assert run("ingest", "--store", store, tree).code == 0
+def long_store(store):
+    """More keys than a pipe takes in."""
+    with LMDBStore(store) as opened:
+        opened.save_many({f"{number:04}-{'x' * 160}": None for number in range(1000)})
     return store
 
 
@@ -184,8 +182,8 @@ def test_a_full_disk_behind_stdout_is_an_error(long_store, spawn):
     assert process.wait(timeout=60) == 5
 
 
-def test_a_closed_stdout_is_an_error(store, run, spawn):
-    run("set", "--store", store, "key", "1")
+def test_a_closed_stdout_is_an_error(store, keep, spawn):
+    keep("set", "key", "1")
     process = spawn("get", "--store", store, "key", preexec_fn=lambda: os.close(1))
     assert process.stderr.read() == b"kvsage: standard output is closed\n"
     assert process.wait(timeout=60) == 3

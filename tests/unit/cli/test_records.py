@@ -129,24 +129,24 @@ def test_a_store_that_is_not_there_is_not_made(keep, store, arguments):
     assert list(store.iterdir()) == []
 
 
-def test_something_else_is_not_a_store(run, tmp_path):
+def test_something_else_is_not_a_store(call, tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "file").write_text("precious")
     for path in ("directory", "directory/file"):
         for arguments in (["get", "key"], ["set", "key", "1"]):
-            done = run(arguments[0], "--store", path, *arguments[1:])
+            done = call(arguments[0], "--store", path, *arguments[1:])
             assert (done.code, done.out) == (3, b"")
     assert (tmp_path / "directory" / "file").read_text() == "precious"
     assert len(list((tmp_path / "directory").iterdir())) == 1
 
 
-def test_urls(run, tmp_path):
+def test_urls(call, tmp_path):
     url = f"lmdb://{tmp_path}/with%20space"
-    assert run("set", "--store", url, "key", "hello").code == 0
-    assert run("get", "--store", "with space", "key").out == b"hello"
-    assert run("get", "--store", f"{url}?readonly=true", "key").out == b"hello"
-    assert run("set", "--store", f"{url}?readonly=true", "key", "1").code == 2
-    assert run("get", "--store", f"lmdb://{tmp_path}/absent", "key").code == 3
+    assert call("set", "--store", url, "key", "hello").code == 0
+    assert call("get", "--store", "with space", "key").out == b"hello"
+    assert call("get", "--store", f"{url}?readonly=true", "key").out == b"hello"
+    assert call("set", "--store", f"{url}?readonly=true", "key", "1").code == 2
+    assert call("get", "--store", f"lmdb://{tmp_path}/absent", "key").code == 3
 
 
 def test_terminal_gets_text_and_indented_json(keep, on_terminal):

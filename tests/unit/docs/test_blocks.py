@@ -28,6 +28,7 @@ CONSOLE = [
 ]
 
 
+@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("path", PYTHON)
 def test_the_python_of_a_document_runs_from_top_to_bottom(path, place):
     # One namespace for the whole document. A block without a language right behind one of Python is

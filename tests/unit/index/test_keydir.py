@@ -106,7 +106,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(st.lists(STEPS, max_size=30))
 def test_any_history_leaves_the_newest_and_counts_the_rest_dead(shared, steps):
     live, buried, written, dead = {}, {}, {}, {}

@@ -1,7 +1,7 @@
 """Reading a log file: what follows, what is a torn tail, and what something later vouches for."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsage.log import reader as reading
@@ -69,7 +69,6 @@ def test_every_cut_of_a_batch_ends_the_reading_before_it(log):
         assert log.read() == [first]
 
 
-@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=6), st.integers(1, 255), st.data())
 def test_no_flip_anywhere_yields_a_wrong_batch(new_log, values, mask, data):
     log = new_log()
