@@ -116,10 +116,11 @@ def test_public_names_are_sorted_and_importable():
 def test_import_loads_nothing_heavy():
     # The difference counts: a tool that watches the interpreter may have loaded any of them before.
     program = (
-        "import sys; before = set(sys.modules); import kvsage; print(*(set(sys.modules) - before))"
+        "import sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules); "
+        "import kvsage; print(*(set(sys.modules) - before))"
     )
     loaded = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", program, ROOT], capture_output=True, text=True, check=True
     ).stdout.split()
     assert "kvsage" in loaded
     assert LAZY & set(loaded) == set()

@@ -5,6 +5,7 @@ save the start of a process where a test is about what a verb says and does.
 """
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -133,30 +134,62 @@ def on_terminal(tmp_path: Path, store: Path) -> Run:
     """Run the command on the test's store with a terminal for all three streams."""
 
     def on_terminal(verb: str, *arguments: object, stdin: bytes = b"", **env: str) -> Outcome:
-        ours, theirs = pty.openpty()
-        shown = bytearray()
-        process = subprocess.Popen(
-            [*COMMAND, verb, *map(_text, arguments)],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            cwd=tmp_path,
-            env=environment(**{"KVSAGE_STORE": str(store), "COLUMNS": "100", **env}),
-        )
-        os.close(theirs)
-        reader = threading.Thread(target=_drain, args=(ours, shown))
-        reader.start()
-        if stdin:
-            os.write(ours, stdin)
-        try:
-            code = process.wait(timeout=120)
-        finally:
-            process.kill()
-            reader.join()
-            os.close(ours)
-        return Outcome(code, bytes(shown).replace(b"\r\n", b"\n"), "")
+        command = [*COMMAND, verb, *map(_text, arguments)]
+        return _with_terminal(command, tmp_path, {"KVSAGE_STORE": str(store), **env}, stdin)
 
     return on_terminal
+
+
+# In one process, what each command showed with a mark behind it.
+ONE_AFTER_ANOTHER = """
+import json, sys
+from kvsage.cli import main
+for command in json.loads(sys.argv[1]):
+    main(command)
+    print(end="\\x1e", flush=True)
+"""
+
+
+@pytest.fixture
+def each_on_terminal(tmp_path: Path, store: Path) -> Callable[..., list[bytes]]:
+    """Run commands on the test's store, one after another on one terminal; what each showed."""
+
+    def each_on_terminal(*commands: list[str]) -> list[bytes]:
+        command = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)]
+        done = _with_terminal(command, tmp_path, {"KVSAGE_STORE": str(store)})
+        assert done.code == 0, done.out
+        *shown, rest = done.out.split(b"\x1e")
+        assert rest == b""
+        return shown
+
+    return each_on_terminal
+
+
+def _with_terminal(
+    command: list[str], place: Path, env: dict[str, str], stdin: bytes = b""
+) -> Outcome:
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=place,
+        env=environment(**{"COLUMNS": "100", **env}),
+    )
+    os.close(theirs)
+    reader = threading.Thread(target=_drain, args=(ours, shown))
+    reader.start()
+    if stdin:
+        os.write(ours, stdin)
+    try:
+        code = process.wait(timeout=120)
+    finally:
+        process.kill()
+        reader.join()
+        os.close(ours)
+    return Outcome(code, bytes(shown).replace(b"\r\n", b"\n"), "")
 
 
 def _drain(terminal: int, shown: bytearray) -> None:

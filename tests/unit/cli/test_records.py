@@ -1,9 +1,10 @@
 import pytest
 
 
-def test_set_and_get(run, store):
+def test_set_and_get(run, keep, store):
     assert run("set", "--store", store, "greeting", "hello") == (0, b"", "")
     assert run("get", "--store", store, "greeting") == (0, b"hello", "")
+    assert keep("get", "greeting") == (0, b"hello", "")
     assert run("get", "--store", store, "absent") == (1, b"", "kvsage: no key 'absent'\n")
 
 
@@ -149,20 +150,21 @@ def test_urls(call, tmp_path):
     assert call("get", "--store", f"lmdb://{tmp_path}/absent", "key").code == 3
 
 
-def test_terminal_gets_text_and_indented_json(keep, on_terminal):
+def test_terminal_gets_text_and_indented_json(keep, each_on_terminal):
     keep("set", "text", "hello")
     keep("set", "json", '{"a": [1]}')
     keep("set", "--raw", "bytes", "-", stdin=b"\xff\x00")
     keep("set", "--raw", "steering", "-", stdin=b"red: \x1b[31m")
-    assert on_terminal("get", "text").text == "hello\n"
-    assert on_terminal("get", "--json", "text").text == '"hello"\n'
-    assert on_terminal("get", "json").text == '{\n  "a": [\n    1\n  ]\n}\n'
-    assert on_terminal("get", "--raw", "json").text == '{"a": [1]}\n'
-    assert on_terminal("get", "bytes").text == '{\n  "$bytes": "/wA="\n}\n'
-    assert on_terminal("get", "steering").text == "red: \\x1b[31m\n"
-    assert on_terminal("get", "--raw", "bytes").out == b"\xff\x00"
-
-
-def test_terminal_shows_the_text_of_a_file(keep, on_terminal):
-    keep("set", "--raw", "text", "-", stdin="Grüße\nund mehr\n".encode())
-    assert on_terminal("get", "text").text == "Grüße\nund mehr\n"
+    keep("set", "--raw", "file", "-", stdin="Grüße\nund mehr\n".encode())
+    expected = {
+        "text": b"hello\n",
+        "--json text": b'"hello"\n',
+        "json": b'{\n  "a": [\n    1\n  ]\n}\n',
+        "--raw json": b'{"a": [1]}\n',
+        "bytes": b'{\n  "$bytes": "/wA="\n}\n',
+        "steering": b"red: \\x1b[31m\n",
+        "--raw bytes": b"\xff\x00",
+        "file": "Grüße\nund mehr\n".encode(),
+    }
+    shown = each_on_terminal(*(["get", *arguments.split()] for arguments in expected))
+    assert dict(zip(expected, shown, strict=True)) == expected

@@ -45,11 +45,12 @@ def test_count(filled):
     assert filled("count", "--json", "none").out == b'{"prefix": "none", "count": 0}\n'
 
 
-def test_terminal_gets_lines_that_fit(filled, on_terminal):
+def test_terminal_gets_lines_that_fit(filled, each_on_terminal):
     filled("set", "üü", json.dumps("long " * 100))
-    shown = on_terminal("scan", "--values").text.splitlines()
+    values, one = each_on_terminal(["scan", "--values"], ["scan", "c"])
+    shown = values.decode().splitlines()
     assert len(shown) == 6
     assert max(map(len, shown)) == 100
     assert shown[-1].endswith("...")
     assert "c\\nd" in shown[3]
-    assert on_terminal("scan", "c").text == "c\\nd\n"
+    assert one == b"c\\nd\n"
