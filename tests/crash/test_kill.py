@@ -160,6 +160,35 @@ for _name in STEPS:
         setattr(DeadlyDisk, _name, deadly(_name))
 
 
+@pytest.mark.parametrize("step", ["write", "sync_data"])
+def test_a_batch_that_is_in_the_log_is_committed(path, fork, checked, step):
+    """Its writer died before it could index it; whoever comes next does."""
+
+    class Deadly(Disk):
+        armed = False
+
+    def deadly_step(self, *args):
+        getattr(Disk, step)(self, *args)
+        if self.armed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(Deadly, step, deadly_step)
+    with LMDBStore(path) as store:
+        store.save("k", 1)
+
+    def work(say):
+        disk = Deadly()
+        store = LMDBStore(path, disk=disk)
+        store.save("k", 2)
+        disk.armed = True
+        with store.transaction() as tx:
+            tx.save("k", 3)
+            tx.save("other", "x" * 5000)
+
+    assert fork(work) == (-signal.SIGKILL, [])
+    assert checked(path) == {"k": 3, "other": "x" * 5000}
+
+
 def each_step(fork, when, begin, work):
     """Run ``work`` with a disk that kills at step 1, 2, 3 ... until it lives to its end."""
     for number in count(1):

@@ -259,6 +259,10 @@ def test_a_copied_directory_is_a_store_of_its_own(path, fork):
         copied.save("only copy", 1)
         assert dict(original.items()) == FIVE | {"only original": 1}
         assert dict(copied.items()) == FIVE | {"only copy": 1}
+        # Both issued the same seq, and neither takes the other's version for its own.
+        theirs, ours = original.entry("only original").version, copied.entry("only copy").version
+        assert theirs.partition("@")[0] == ours.partition("@")[0]
+        assert not copied.save("only copy", 2, if_version=theirs)
     for place, own in ((path, "only original"), (copy, "only copy")):
         with LMDBStore(place) as store:
             assert dict(store.items()) == FIVE | {own: 1}
