@@ -65,11 +65,16 @@ class SegmentReader:
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """At most ``length`` bytes, fewer only where the file ends."""
+        window, start = self.window_at(offset, length)
+        return window[start : start + length]
+
+    def window_at(self, offset: int, length: int) -> tuple[bytes, int]:
+        """A window that holds these bytes, as far as the file has them, and their place in it."""
         start = offset - self._base
         if start < 0 or start + length > len(self._data):
             self._data = self._disk.read(self._fd, max(length, WINDOW_BYTES), offset)
             self._base, start = offset, 0
-        return self._data[start : start + length]
+        return self._data, start
 
     def header_at(self, offset: int) -> BatchHeader | None:
         """The batch header at ``offset``, nothing checked; None where none stands."""
