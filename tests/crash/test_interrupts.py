@@ -43,8 +43,9 @@ store.close()
 class Interrupt:
     """Raises KeyboardInterrupt at the n-th line.
 
-    The way out of a ``with`` is a line event too, the one of its first line again. A signal never
-    gets in between there and ``__exit__``, so these are left out.
+    Two kinds of line are left out, because a signal is only ever raised where a call begins or ends:
+    a bare ``try:``, which no handler covers yet, and the way out of a ``with``, which shows as its
+    first line again.
     """
 
     def __init__(self, number, traced=TRACED):
@@ -56,19 +57,19 @@ class Interrupt:
     def __call__(self, frame, event, _argument):
         if not frame.f_code.co_filename.startswith(self.traced):
             return None
-        if event == "line" and not self._leaves_with(frame):
+        if event == "line" and not self._out_of_reach(frame):
             self.left -= 1
             if self.left == 0:
                 self.where = [f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"]
                 raise KeyboardInterrupt  # which ends the tracing too
         return self
 
-    def _leaves_with(self, frame):
+    def _out_of_reach(self, frame):
         code, line = frame.f_code, frame.f_lineno
         before = self.last.get(frame, 0)
         self.last[frame] = line
-        text = linecache.getline(code.co_filename, line)
-        return line < before and text.lstrip().startswith("with ")
+        text = linecache.getline(code.co_filename, line).strip()
+        return text == "try:" or (line < before and text.startswith("with "))
 
     def run(self, work):
         """Whether ``work`` came to its end."""
