@@ -43,8 +43,8 @@ store.close()
 class Interrupt:
     """Raises KeyboardInterrupt at the n-th line.
 
-    Two kinds of line are left out, because a signal is only ever raised where a call begins or ends:
-    a bare ``try:``, which no handler covers yet, and the way out of a ``with``, which shows as its
+    Two kinds of line are left out, because a signal is only raised where a call begins or ends: a
+    bare ``try:``, which no handler covers yet, and the way out of a ``with``, which shows as its
     first line again.
     """
 
