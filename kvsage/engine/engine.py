@@ -33,10 +33,13 @@ from kvsage.fs.locks import LockFile, WriterGate, identity, try_lock, wait_for_l
 from kvsage.fs.mounts import refuse_network_filesystem
 from kvsage.index.segments import get_meta, put_meta
 from kvsage.log.format import (
+    CHECKSUM_BYTES,
     CONTENT_KEY,
     CONTENT_REF,
     FORMAT,
+    HEADER,
     IDENTITY,
+    TIMELINE,
     FileKind,
     Identity,
     LogEntry,
@@ -79,7 +82,8 @@ NAMES = frozenset(
 )
 
 
-FIRST_HEADER_BYTES = 4096  # more than the first segment is before anything is committed
+FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
+BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
 
@@ -371,10 +375,11 @@ class Engine:
 
 
 def _is_bare(disk: Disk, path: Path) -> bool:
-    """Whether a first segment holds nothing behind its header."""
+    """Whether a first segment holds nothing behind its header, whatever state that is in."""
     fd = disk.open(path)
     try:
-        return disk.size(fd) <= FIRST_HEADER_BYTES
+        data = disk.read(fd, BARE_BYTES_MAX + 1, 0)
+        return len(data) <= BARE_BYTES_MAX and not any(data[FIRST_HEADER_BYTES:])
     finally:
         disk.close(fd)
 
