@@ -400,14 +400,26 @@ class Repair:
             disk.replace(self._path / "KVSAGE", encode_identity(self._identity))
         if damaged:
             self._save_originals(damaged)
-        sound = [ListedFile(s.file.segment, s.end) for s in self._scanned if not s.damaged]
+        sound = [scanned for scanned in self._scanned if not scanned.damaged]
+        self._flush(sound)
         copies = [self._copy(scanned) for scanned in damaged if scanned.framed]
         disk.unlink(self._path / "INDEX")
         disk.sync_directory(self._path)
-        self._begin(tuple(sorted(sound + copies)))
+        kept = [ListedFile(scanned.file.segment, scanned.end) for scanned in sound]
+        self._begin(tuple(sorted(kept + copies)))
         for scanned in damaged:
             disk.unlink(scanned.file.path)
         disk.sync_directory(self._log)
+
+    def _flush(self, sound: list[Scanned]) -> None:
+        """Onto the disk with what a header is about to list: its writer may have died first."""
+        for scanned in sound:
+            fd = self._disk.open(scanned.file.path)
+            try:
+                self._disk.sync(fd)
+            finally:
+                self._disk.close(fd)
+        self._disk.sync_directory(self._log)
 
     def _save_originals(self, damaged: list[Scanned]) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock()))
