@@ -275,6 +275,16 @@ class Engine:
         self.lock.close()
         self.raw_cache.clear()
 
+    def is_gone(self) -> bool:
+        """Whether the open store was removed, or another one made in its place."""
+        if self.inherited:
+            return False  # the next use opens what is there then
+        try:
+            there = (self.path / "LOCK").stat()
+        except FileNotFoundError:
+            return True
+        return not os.path.samestat(there, os.fstat(self.lock.fd))
+
     # -- forking ----------------------------------------------------------------------------
 
     def forked(self) -> None:
@@ -406,6 +416,11 @@ def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, crea
         _make_directory(path, disk, create=create)
         place = identity(path)
         engine = _registry.get(place)
+        if engine is not None and engine.is_gone():
+            # Its inode was used again. It stays known, for a fork and for the end of the process.
+            engine.poisoned = True
+            _registry[-1, id(engine)] = _registry.pop(place)
+            engine = None
         if engine is not None:
             if engine.clock is not clock or engine.disk is not disk:
                 raise ConfigError(f"{path} is open in this process with another clock or disk")
