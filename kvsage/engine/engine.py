@@ -441,8 +441,11 @@ def _make_directory(path: Path, disk: Disk, *, create: bool) -> None:
             raise NotAStoreError(f"{path} is not a directory")
         if not create:
             raise NotAStoreError(f"there is no store at {path}")
+        missing = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            disk.sync_directory(made.parent)
         with contextlib.suppress(FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
             disk.make_directory(path)
     except PermissionError as error:
         raise StoreUnavailableError(f"permission denied: {path}") from error
