@@ -59,17 +59,21 @@ def open_index(engine: Engine, *, fresh: bool) -> None:
         CorruptionError: the index cannot be trusted and the log is damaged.
         StoreLockedError: the index must be rebuilt and other processes have the store open.
     """
-    trust = read_trust(engine.disk, engine.trust_path)
-    meta = None
-    if looks_trusted(engine.path, trust, engine.identity.uuid):
-        _join(engine)
-        index, meta = _open_trusted(engine, trust)
-        if index is not None and meta is not None and not meta.poisoned:
-            engine.index = index
-            engine.used = trust is not None and not trust.clean
-            return
-        if index is not None:
-            index.close()
+    judged, trust, meta = None, read_trust(engine.disk, engine.trust_path), None
+    # Another process's first write makes a clean INDEX say "not clean" and moves the log's end:
+    # what was judged in between is judged again. That happens once, since nobody can close clean.
+    while trust != judged:
+        judged, meta = trust, None
+        if looks_trusted(engine.path, trust, engine.identity.uuid):
+            _join(engine)
+            index, meta = _open_trusted(engine, trust)
+            if index is not None and meta is not None and not meta.poisoned:
+                engine.index = index
+                engine.used = trust is not None and not trust.clean
+                return
+            if index is not None:
+                index.close()
+        trust = read_trust(engine.disk, engine.trust_path)
     _stay_alone(engine, meta)
     if meta is not None:
         write_anew(engine, meta)
