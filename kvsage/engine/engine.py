@@ -294,7 +294,7 @@ class Engine:
         self.reading = (_away, *self.reading[1:])
         self.gate.close()
         self.lock.close()
-        self.files.close()
+        self.files.abandon()
         self.index.abandon()
         self.ready = self.poisoned = False
         self.room_end = {}

@@ -122,6 +122,11 @@ class LogFiles:
                 self.fds[segment] = found
             return found
 
+    def abandon(self) -> None:
+        """In a forked child: close them all, whatever a thread that stayed behind was doing."""
+        self._lock = threading.Lock()
+        self.close()
+
     def close(self) -> None:
         """Close them all."""
         with self._lock:
