@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from kvsage.engine.commit import Committer
 from kvsage.engine.content import Mismatch, RawCache, decode_content
-from kvsage.engine.flusher import Flusher
+from kvsage.engine.flusher import Flusher, FlusherThread
 from kvsage.engine.recovery import close_clean, open_index
 from kvsage.errors import (
     ConfigError,
@@ -461,6 +461,10 @@ def is_open(path: Path) -> bool:
 
 def release(engine: Engine) -> None:
     """One handle less; the last one closes."""
+    if isinstance(threading.current_thread(), FlusherThread):
+        # The collector came by here and found a handle. Closing waits for threads, this one too.
+        threading.Thread(target=_release_quietly, args=(engine,), name="kvsage-closer").start()
+        return
     with _registry_lock:
         if engine.handles > 1:
             engine.handles -= 1
@@ -472,6 +476,11 @@ def release(engine: Engine) -> None:
                 engine.handles = 0
                 for place in [place for place, known in _registry.items() if known is engine]:
                     del _registry[place]
+
+
+def _release_quietly(engine: Engine) -> None:
+    with contextlib.suppress(KvsageError):
+        release(engine)
 
 
 def _close_all() -> None:

@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
 
 
+class FlusherThread(threading.Thread):
+    """The thread of a flusher, so that what runs on it can tell."""
+
+
 class Flusher:
     """Flushes the log of one engine, on a thread of its own and on request."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: FlusherThread | None = None
         self._lock = threading.Lock()  # guards: one flush at a time, and ``flushed_seq``
         self.flushed_seq = 0
 
     def start(self) -> None:
         """Begin to look."""
         self._stopped.clear()
-        self._thread = threading.Thread(target=self._run, name="kvsage-flusher", daemon=True)
+        self._thread = FlusherThread(target=self._run, name="kvsage-flusher", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
