@@ -467,10 +467,10 @@ def _begin_timeline(
 
 
 def remove_index(disk: Disk, path: Path) -> None:
-    """Remove an index that nobody has open."""
-    for name in ("data.mdb", "lock.mdb"):
-        try:
-            disk.unlink(path / name)
-        except FileNotFoundError:
-            return
+    """Remove an index that nobody has open, and what strayed into it; nothing behind a link."""
+    if path.is_symlink() or not path.is_dir():
+        disk.unlink(path)
+        return
+    for name in disk.names(path):
+        disk.unlink(path / name)
     disk.remove_directory(path)
