@@ -149,14 +149,13 @@ class Committer:
         try:
             try:
                 gate.enter()
-                try:
-                    done = self._put(key, flags, data, expires_ms, full)
-                except MapFull:
-                    engine.index.grow()
-                    done = False
-                if not done:
+                if not self._put(key, flags, data, expires_ms, full):
                     operation = Operation(key, PUT, flags, expires_ms, data)
                     self.commit_inside((operation,), full=full)
+            except MapFull:
+                engine.index.grow()
+                operation = Operation(key, PUT, flags, expires_ms, data)
+                self.commit_inside((operation,), full=full)
             except LmdbError as error:
                 raise engine.index.error(error, "committing") from error
             except StructError as error:
@@ -200,7 +199,7 @@ class Committer:
                 if old[5] & IS_CONTENT:
                     release(engine, txn, key, old, dead)
                 add_dead(txn, dead)
-            now_ms = int(engine.clock() * 1000)
+            now_ms = max(0, int(engine.clock() * 1000))
             rest = _batch(BATCH_MAGIC, 1, length, 0, seq, flushed_seq, now_ms, chain) + entry
             self._append(txn, fd, (segment, tail, seq, timeline, epoch, flushed_seq), rest, full)
         finally:
@@ -260,6 +259,10 @@ class Committer:
                 raise self._engine.index.error(error, "committing") from error
             except StructError as error:
                 raise damaged(error) from error
+            except KvsageError:
+                if self._engine.poison_due:  # now that the transaction has ended
+                    self._engine.poison()
+                raise
 
     def _attempt(self, operations: Sequence[Operation], room: int, *, full: bool) -> list[bool]:
         # Flat for speed: what a plain save does is here and in _apply, the rest in prepare.
@@ -296,7 +299,7 @@ class Committer:
             body = entries[0] if len(entries) == 1 else b"".join(entries)
             if len(body) > BATCH_BODY_MAX:
                 raise _too_large(len(body))
-            now_ms = int(engine.clock() * 1000)
+            now_ms = max(0, int(engine.clock() * 1000))
             fields = (BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain)
             rest = BATCH_REST.pack(*fields) + body
             at = (segment, tail, seq, timeline, epoch, flushed_seq)
@@ -327,16 +330,13 @@ class Committer:
         )
         head = checksum.to_bytes(CHECKSUM_BYTES, "little")
         parts = (head + rest,) if len(rest) < JOINED_BYTES_MAX else (head, rest)
-        stage = "writing"
         try:
             engine.disk.write(fd, parts, tail)
             if full:
-                stage = "flushing"
-                engine.disk.sync_data(fd)
-                stage = "committing"
+                engine.flush_log(fd)
             txn.commit()
-        except BaseException as error:
-            self._settle(txn, fd, (tail, seq), stage, error)
+        except BaseException:
+            self._settle(txn, fd, (tail, seq))
             raise
 
     def prepare(self, txn: Txn, meta: Meta, room: int) -> tuple[Meta, bool]:
@@ -452,16 +452,14 @@ class Committer:
 
     # -- when it goes wrong -----------------------------------------------------------------
 
-    def _settle(
-        self, txn: Txn, fd: int, at: tuple[int, int], stage: str, error: BaseException
-    ) -> None:
+    def _settle(self, txn: Txn, fd: int, at: tuple[int, int]) -> None:
         """Decide the fate of a batch that may or may not be in the log: committed, or void.
 
         An interrupt may come at any point, here too; it is held back until the fate is decided.
         """
         tail, seq = at
         engine = self._engine
-        failed = isinstance(error, KvsageError) and stage == "flushing"
+        failed = engine.poison_due
         for _ in range(SETTLE_TRIES):
             try:
                 txn.abort()

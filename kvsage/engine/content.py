@@ -135,28 +135,32 @@ def content_key_of(address: object) -> bytes | None:
 
 
 class RawCache:
-    """Raw bytes of contents used lately, by content key; bounded, the oldest use goes first."""
+    """Raw bytes of contents used lately; bounded, the oldest use goes first.
+
+    They are known by the place of their entry, which is never used twice. A content key is: when a
+    content is gone, another one with the same hash may get its number.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards both
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: bytes) -> bytes | None:
-        """The bytes, if they are here."""
+    def get(self, place: tuple[int, int]) -> bytes | None:
+        """The bytes of the content at a place (file id and offset), if they are here."""
         with self._lock:
-            raw = self._kept.get(key)
+            raw = self._kept.get(place)
             if raw is not None:
-                self._kept.move_to_end(key)
+                self._kept.move_to_end(place)
             return raw
 
-    def put(self, key: bytes, raw: bytes) -> None:
+    def put(self, place: tuple[int, int], raw: bytes) -> None:
         """Keep the bytes for a while."""
         if len(raw) >= CACHED_BYTES_MAX:
             return
         with self._lock:
-            before = self._kept.pop(key, b"")
-            self._kept[key] = raw
+            before = self._kept.pop(place, b"")
+            self._kept[place] = raw
             self._bytes += len(raw) - len(before)
             while self._bytes > CACHE_BYTES_MAX:
                 _, gone = self._kept.popitem(last=False)

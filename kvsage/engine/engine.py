@@ -113,6 +113,7 @@ class Engine:
         self.inherited = False  # this is a forked child that has not used it yet
         self.closed = False
         self.poisoned = False
+        self.poison_due = False  # a flush failed, and the index does not say so yet
         self.ready = False  # a commit of this process has found all in order
         self.room_end: dict[int, int] = {}  # up to where the active segment has room, as last seen
 
@@ -185,7 +186,7 @@ class Engine:
         if not self.log_path.is_dir():
             self.disk.make_directory(self.log_path)
         self._refuse_lost_identity()
-        now_ms = int(self.clock() * 1000)
+        now_ms = max(0, int(self.clock() * 1000))
         self.identity = Identity(FORMAT, secrets.token_bytes(16), now_ms)
         self.salt = self.identity.salt
         timeline = Timeline(secrets.randbits(64), 0)
@@ -264,6 +265,10 @@ class Engine:
         try:
             if try_lock(gate.fd):  # whoever is opening will close clean, or the one after
                 close_clean(self)
+        except KvsageError:
+            # The index stays "not clean", and the next opener meets whatever this was.
+            if self.poison_due:
+                self.poison()
         finally:
             gate.close()
 
@@ -342,11 +347,11 @@ class Engine:
             Mismatch: the log does not hold it there.
             CorruptionError: it cannot be decompressed.
         """
-        raw = self.raw_cache.get(key)
+        raw = self.raw_cache.get(row[:2])
         if raw is None:
             entry = self.read_entry(key, row)
             raw = decode_content(entry.flags, entry.value)
-            self.raw_cache.put(key, raw)
+            self.raw_cache.put(row[:2], raw)
         return raw
 
     # -- versions ---------------------------------------------------------------------------
@@ -375,9 +380,29 @@ class Engine:
 
     # -- poison -----------------------------------------------------------------------------
 
+    def flush_log(self, fd: int, *, whole: bool = False) -> None:
+        """Bring a file of the log onto the disk; the only way to, but for files still nameless.
+
+        A flush that failed is reported once, and the next one succeeds though the bytes may not be
+        there. So nothing is built on it: this process refuses from now on, and every other one as
+        soon as ``poison`` could be called, outside any index transaction.
+
+        Args:
+            fd: of the file.
+            whole: with all its metadata, after it was cut.
+
+        Raises:
+            StoreUnavailableError, StoreFullError: it failed.
+        """
+        try:
+            (self.disk.sync if whole else self.disk.sync_data)(fd)
+        except KvsageError:
+            self.poisoned, self.ready, self.poison_due = True, False, True
+            raise
+
     def poison(self) -> None:
         """Let no process write until an opener has written anew what may not be on disk."""
-        self.poisoned, self.ready = True, False
+        self.poisoned, self.ready, self.poison_due = True, False, False
         with contextlib.suppress(KvsageError), self.index.writing() as txn:
             meta = get_meta(txn)
             if meta is not None:
@@ -425,6 +450,7 @@ def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, crea
             if engine.clock is not clock or engine.disk is not disk:
                 raise ConfigError(f"{path} is open in this process with another clock or disk")
             engine.handles += 1
+            engine.flusher.hasten(options.sync_interval)
             return engine
         engine = Engine(path.resolve(), options, disk, clock)
         engine.open(create=create)

@@ -25,31 +25,45 @@ class Flusher:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._stopped = threading.Event()
+        self._interval_s = engine.options.sync_interval
+        self._ended = False
+        self._woken = threading.Event()  # at its end, or when the interval has become shorter
         self._thread: FlusherThread | None = None
-        self._lock = threading.Lock()  # guards: one flush at a time, and ``flushed_seq``
+        self._lock = threading.RLock()  # guards: one flush at a time, and ``flushed_seq``
         self.flushed_seq = 0
 
     def start(self) -> None:
         """Begin to look."""
-        self._stopped.clear()
         self._thread = FlusherThread(target=self._run, name="kvsage-flusher", daemon=True)
         self._thread.start()
 
+    def hasten(self, interval_s: float) -> None:
+        """Look at least so often from now on; a handle with a shorter interval was opened."""
+        if interval_s < self._interval_s:
+            self._interval_s = interval_s
+            self._woken.set()
+
     def stop(self) -> None:
         """End, and wait for a flush that is under way."""
-        self._stopped.set()
-        if self._thread is not None:
+        self._ended = True
+        self._woken.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-            self._thread = None
+        self._thread = None
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._engine.options.sync_interval):
+        while True:
+            self._woken.wait(self._interval_s)
+            self._woken.clear()
+            if self._ended:
+                return
             try:
                 self.flush()
             except KvsageError:
-                # A failed flush has poisoned the store: whoever writes next is told.
-                return
+                # A failed flush has poisoned the store, and whoever writes next is told. Anything
+                # else, a reader table that is full say, may be over at the next look.
+                if self._engine.poisoned:
+                    return
 
     def flush(self) -> None:
         """Bring every commit made so far onto the disk.
@@ -66,7 +80,7 @@ class Flusher:
                 return
             try:
                 # Older segments were flushed when they were sealed.
-                engine.disk.sync_data(engine.files.fd(meta.segment))
+                engine.flush_log(engine.files.fd(meta.segment))
             except KvsageError:
                 self._poison()
                 raise

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Mismatch
 from kvsage.engine.snapshot import View, corruption
-from kvsage.errors import SerializationError, StoreClosedError
+from kvsage.errors import SerializationError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError
 from kvsage.index.keydir import ROW, StructError
 from kvsage.log.format import CHECKSUM_BYTES, ENTRY, ENTRY_BYTES, PUT
@@ -91,16 +91,20 @@ class Loader:
         if engine.inherited:
             engine.reopen()
         row = None
-        for _ in range(2):
-            with engine.index.reading() as txn:
-                view = View(engine, txn, engine.clock() * 1000)
-                row = view.row(encoded)
-                if row is None:
-                    return default
-                try:
+        for attempt in range(2):
+            try:
+                with engine.index.reading() as txn:
+                    view = View(engine, txn, engine.clock() * 1000)
+                    row = view.row(encoded)
+                    if row is None:
+                        return default
                     found = view.fetch(encoded, row)
-                except Mismatch:
-                    continue
+            except Mismatch:
+                continue
+            except StoreUnavailableError:  # another thread grew the map, which ends transactions
+                if attempt:
+                    raise
+                continue
             return self._codec.decode(key, found.flags, found.data)
         if engine.closed:  # by another thread, meanwhile
             raise StoreClosedError("the store is closed")

@@ -177,7 +177,7 @@ def close_clean(engine: Engine) -> None:
         mark = EndMark(meta.offset, meta.seq, meta.chain)
         disk.write(fd, (encode_end(engine.salt, meta.segment, mark),), meta.offset)
         disk.truncate(fd, meta.offset + END_BYTES)
-        disk.sync(fd)
+        engine.flush_log(fd, whole=True)
         meta = meta._replace(flushed_seq=meta.seq)
         put_meta(txn, meta)
     index.sync()
@@ -207,6 +207,8 @@ def write_anew(engine: Engine, meta: Meta) -> None:
             cut, seq, chain = batch.end, batch.header.seq, batch.header.checksum
         else:
             behind.append(batch)
+    if seq < meta.flushed_seq:
+        raise CorruptionError("a batch does not check", segment=meta.segment, offset=cut)
     if not behind and cut == meta.offset:
         # The flush that failed was of a commit that was made void: all there is, is on disk.
         return

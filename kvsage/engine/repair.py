@@ -450,7 +450,7 @@ class Repair:
             0 if is_copy else self._seq,
             0 if is_copy else self._chain,
             self._seq if is_copy else 0,
-            int(self._clock() * 1000),
+            max(0, int(self._clock() * 1000)),
             files,
             () if is_copy else self._timelines,
         )

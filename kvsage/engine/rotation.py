@@ -34,6 +34,7 @@ from kvsage.log.format import (
     ListedFile,
     SegmentHeader,
     decode_entry,
+    possible,
     split_entries,
 )
 from kvsage.log.reader import Batch, SegmentReader
@@ -54,7 +55,7 @@ def adopt(engine: Engine, txn: Txn, meta: Meta) -> Meta:
         fd = engine.files.fd(meta.segment)
         reader = SegmentReader(engine.disk, fd, meta.segment, engine.salt)
         for batch in reader.batches(meta.offset, meta.chain, meta.seq):
-            engine.disk.sync_data(fd)  # durable before visible
+            engine.flush_log(fd)  # durable before visible
             _apply(engine, txn, meta.segment, batch)
             meta = meta._replace(
                 offset=batch.end,
@@ -81,6 +82,8 @@ def _sealed_behind(engine: Engine, txn: Txn, meta: Meta) -> Meta | None:
         if header is None or (header.after_seq, header.chain) != (meta.seq, meta.chain):
             continue
         if header.timeline == meta.timeline:
+            # Whoever made it may have died before its name was on disk.
+            engine.disk.sync_directory(engine.log_path)
             return _enter_segment(txn, meta, header, (file.chain, file.start))
     return None
 
@@ -113,7 +116,7 @@ def begin_segment(engine: Engine, txn: Txn, meta: Meta) -> Meta:
     disk = engine.disk
     fd = engine.files.fd(meta.segment)
     disk.truncate(fd, meta.offset)
-    disk.sync(fd)
+    engine.flush_log(fd, whole=True)
     files = [ListedFile(segment, row.end) for segment, row in all_segments(txn)]
     files = [file for file in files if file.segment != meta.segment]
     files.append(ListedFile(meta.segment, meta.offset))
@@ -134,7 +137,7 @@ def new_header(engine: Engine, meta: Meta, files: tuple[ListedFile, ...]) -> Seg
         meta.seq,
         meta.chain,
         0,
-        int(engine.clock() * 1000),
+        max(0, int(engine.clock() * 1000)),
         files,
         engine.timelines,
     )
@@ -146,9 +149,9 @@ def _apply(engine: Engine, txn: Txn, segment: int, batch: Batch) -> None:
     dead: dict[int, int] = {}
     for offset, framed in split_entries(batch.body, batch.header.entries):
         entry = decode_entry(framed)
-        if entry is None:
-            raise CorruptionError("an entry does not check", segment=segment, offset=batch.offset)
         at = batch.offset + BATCH_BYTES + offset
+        if entry is None or not possible(entry):
+            raise CorruptionError("an entry does not check", segment=segment, offset=at)
         row = (segment, at, len(framed), entry.seq, entry.expires_ms, entry.flags)
         if entry.kind == CONTENT:
             (raw_length,) = CONTENT_HEAD.unpack_from(entry.value)

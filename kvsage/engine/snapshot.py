@@ -93,14 +93,14 @@ class View:
         if data is None:
             raise Mismatch
         row = decode_content_row(data)
-        raw = self.engine.raw_cache.get(content_key)
+        raw = self.engine.raw_cache.get(row[:2])
         if raw is None:
             entry = self.engine.read_entry(content_key, row)
             try:
                 raw = decode_content(entry.flags, entry.value)
             except CorruptionError as error:
                 raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
-            self.engine.raw_cache.put(content_key, raw)
+            self.engine.raw_cache.put(row[:2], raw)
         return raw, row.length
 
     def scan(
@@ -125,7 +125,7 @@ class View:
     def expired_count(self) -> int:
         """Rows that have expired and are still in the index."""
         cursor = self.txn.cursor(self.engine.index.expiry)
-        limit = EXPIRY.pack(int(self.now_ms))
+        limit = EXPIRY.pack(max(0, int(self.now_ms)))
         count = 0
         for key in cursor.iternext(keys=True, values=False):
             if key[: EXPIRY.size] > limit:
@@ -146,7 +146,12 @@ def bounds(prefix: str, start: str | None, stop: str | None) -> tuple[bytes, byt
 
 def instant(expires_ms: int) -> datetime | None:
     """When a key expires, for a caller."""
-    return datetime.fromtimestamp(expires_ms / 1000, UTC) if expires_ms else None
+    if not expires_ms:
+        return None
+    try:
+        return datetime.fromtimestamp(expires_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):  # past the year 9999, by a clock that runs ahead
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def corruption(engine: Engine, key: bytes, row: Row | None) -> CorruptionError:

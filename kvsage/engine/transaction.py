@@ -76,13 +76,13 @@ class EngineTransaction(Transaction):
             engine.gate.enter()
             engine.committer.commit_inside((), full=self._full)  # what a dead writer left
             self._snapshot = EngineSnapshot(engine, self._codec)
+            return self  # noqa: TRY300  # inside, so that an interrupt finds the handler up to here
         except BaseException:
             try:
                 engine.gate.leave()
             finally:
                 engine.gate.leave()
             raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -92,6 +92,11 @@ class EngineTransaction(Transaction):
                 else:
                     self.rollback()
         finally:
+            self._leave()
+
+    def __del__(self) -> None:
+        # An interrupt may come between the end of the block and the first line of __exit__.
+        if self._snapshot is not None and not self._state:
             self._leave()
 
     def commit(self) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -97,6 +98,7 @@ class Index:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         self.path = path
+        self._growth = threading.Lock()  # guards the map's size
         self._allocate_locks(path / "lock.mdb")
         try:
             self.env = self._open(map_bytes)
@@ -159,11 +161,13 @@ class Index:
 
     def begin_again(self, error: lmdb.Error, *, write: bool = False) -> Txn:
         """A transaction after ``begin`` failed with ``error``: where the map grew, follow it."""
-        if not isinstance(error, lmdb.MapResizedError):
+        if not isinstance(error, (lmdb.MapResizedError, lmdb.InvalidParameterError)):
             raise self.error(error, "beginning a transaction") from error
         try:
-            self.env.set_mapsize(0)
-            return self.env.begin(write=write)
+            with self._growth:  # while another thread grows the map, nothing can begin
+                if isinstance(error, lmdb.MapResizedError):
+                    self.env.set_mapsize(0)
+                return self.env.begin(write=write)
         except lmdb.Error as again:
             raise self.error(again, "following a grown index") from again
 
@@ -207,7 +211,8 @@ class Index:
     def grow(self) -> None:
         """Double the map. Behind the writer gate, with no write transaction open."""
         try:
-            self.env.set_mapsize(2 * self.env.info()["map_size"])
+            with self._growth:
+                self.env.set_mapsize(2 * self.env.info()["map_size"])
         except (lmdb.Error, MemoryError, OverflowError) as error:
             raise StoreFullError("no address space left for the index to grow") from error
 

@@ -224,6 +224,7 @@ ENTRY_BYTES = 32
 assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
 
 PUT, DELETE, CONTENT, RETIRE = 1, 2, 3, 4
+ENTRY_KEY_BYTES_MAX = 480
 KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE))
 
 # flags of a PUT: how its value is encoded, and whether it is here or stored once as content
@@ -253,6 +254,15 @@ class LogEntry(NamedTuple):
     flags: int
     key: bytes
     value: bytes
+
+
+def possible(entry: LogEntry) -> bool:
+    """Whether an entry, its checksum right, is one that a store could have written."""
+    if entry.kind == CONTENT:
+        return len(entry.key) == CONTENT_KEY.size and len(entry.value) >= CONTENT_HEAD.size
+    if entry.kind == PUT and entry.flags & IS_CONTENT and len(entry.value) != CONTENT_REF.size:
+        return False
+    return 0 < len(entry.key) <= ENTRY_KEY_BYTES_MAX or entry.kind == RETIRE
 
 
 def encode_entry(entry: LogEntry) -> bytes:
