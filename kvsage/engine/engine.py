@@ -461,9 +461,9 @@ def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, crea
 def _make_directory(path: Path, disk: Disk, *, create: bool) -> None:
     """The store's directory, made with its parents where that is asked for."""
     try:
-        if path.is_dir():
-            return
         if path.exists() or path.is_symlink():
+            if path.is_dir():  # asked second: another process may be making it
+                return
             raise NotAStoreError(f"{path} is not a directory")
         if not create:
             raise NotAStoreError(f"there is no store at {path}")
