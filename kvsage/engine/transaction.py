@@ -63,6 +63,7 @@ class EngineTransaction(Transaction):
         self._state = ""
         self._name = secrets.token_hex(8)
         self._snapshot: EngineSnapshot | None = None
+        self._left = False
 
     # -- its life ---------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class EngineTransaction(Transaction):
 
     def __del__(self) -> None:
         # An interrupt may come between the end of the block and the first line of __exit__.
-        if self._snapshot is not None and not self._state:
+        if getattr(self, "_snapshot", None) is not None:
             self._leave()
 
     def commit(self) -> None:
@@ -133,9 +134,19 @@ class EngineTransaction(Transaction):
             self._leave()
 
     def _leave(self) -> None:
-        """Leave the gate, once for all, if it is this transaction that is in."""
-        if self._generation == self._engine.generation and threading.get_ident() == self._thread:
+        """Leave the gate, once for all.
+
+        A transaction in a generator may be finalised on any thread; nobody else must wait for it.
+        """
+        if self._left or self._generation != self._engine.generation:
+            return
+        if threading.get_ident() == self._thread:
             self._engine.gate.leave()
+        elif self._snapshot is not None:
+            self._state = self._state or "rolled back"
+            self._snapshot.close()
+            self._engine.gate.surrender()
+        self._left = True
 
     def _operation(self, key: bytes, kept: Pending | None) -> Operation:
         if kept is None:

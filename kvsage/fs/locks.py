@@ -169,6 +169,18 @@ class WriterGate:
                 flock(self._gate.fd, LOCK_UN)
             self._thread.release()
 
+    def surrender(self) -> None:
+        """Let the next one in for another thread, whose turn is over though it cannot say so.
+
+        Only its owner can let go of the lock between threads, so there is a new one from here on;
+        who waits for the old one runs into the timeout.
+        """
+        self._thread = threading.RLock()
+        self.is_mine = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # as above
+        if self._gate.fd >= 0:
+            unlock(self._next.fd)
+            unlock(self._gate.fd)
+
     def close(self) -> None:
         """Close both files, which lets go."""
         self._gate.close()

@@ -39,6 +39,9 @@ while word := hear():
 store.close()
 """
 
+# Python prints an interrupt that comes inside a finaliser, and goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class Interrupt:
     """Raises KeyboardInterrupt at the n-th line.
