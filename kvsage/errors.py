@@ -32,8 +32,6 @@ enters, with the original kept as ``__cause__``.
 
 from __future__ import annotations
 
-from typing_extensions import override
-
 
 class KvsageError(Exception):
     """The base of everything that kvsage raises."""
@@ -62,10 +60,8 @@ class ConfigError(KvsageError, ValueError):
 class KeyNotFoundError(KvsageError, KeyError):
     """A verb needed the key to exist, and it does not."""
 
-    @override
-    def __str__(self) -> str:
-        # KeyError shows the repr of its argument, which turns a sentence into a quoted string.
-        return Exception.__str__(self)
+    # KeyError shows the repr of its argument, which turns a sentence into a quoted string.
+    __str__ = Exception.__str__
 
 
 class UnsupportedError(KvsageError):

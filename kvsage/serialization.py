@@ -60,7 +60,6 @@ import inspect
 import io
 import json
 import math
-import pickle
 import re
 import reprlib
 import struct
@@ -782,11 +781,15 @@ def _read_json(data: bytes | bytearray | memoryview) -> Any:
 
 
 def _write_pickle(value: Any) -> bytes:
+    import pickle  # noqa: PLC0415  # only where the caller opted in
+
     return pickle.dumps(value, protocol=PICKLE_PROTOCOL)
 
 
 def _read_pickle(data: bytes | bytearray | memoryview) -> Any:
     stream = io.BytesIO(data)
+    import pickle  # noqa: PLC0415
+
     value = pickle.Unpickler(stream).load()
     if stream.tell() != len(data):
         raise ValueError("something stands behind the value")

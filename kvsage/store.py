@@ -20,15 +20,13 @@ from abc import ABC, abstractmethod
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from typing_extensions import override
-
 from kvsage.errors import (
     InvalidKeyError,
     KeyNotFoundError,
     TransactionConflictError,
     UnsupportedError,
 )
-from kvsage.types import TTL, Capabilities, Entry, Version, shown
+from kvsage.types import TTL, Capabilities, Entry, Version, override, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias
-
-from typing_extensions import override
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from kvsage.errors import InvalidTTLError
+
+if TYPE_CHECKING:
+    from typing_extensions import override as override  # noqa: PLC0414  # for others to import
+else:
+    # Loading typing_extensions would be a twentieth of the time that importing kvsage takes.
+    _Method = TypeVar("_Method")
+
+    def override(method: _Method) -> _Method:
+        """Say that a method takes the place of an inherited one."""
+        return method
+
 
 Durability: TypeAlias = Literal["full", "relaxed"]
 """``full``: acknowledged means on disk. ``relaxed``: on disk within the sync interval."""

@@ -11,8 +11,6 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from typing_extensions import override
-
 from kvsage.engine.content import Mismatch, decode_content
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
@@ -21,7 +19,7 @@ from kvsage.index.expiry import EXPIRY
 from kvsage.index.keydir import SYSTEM, Row, decode_row
 from kvsage.log.format import CONTENT_KEY, CONTENT_REF, IS_CONTENT, PUT
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
-from kvsage.types import Entry
+from kvsage.types import Entry, override
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,19 +8,17 @@ log before the commit: a rollback has nothing to undo.
 from __future__ import annotations
 
 import heapq
-import secrets
+import os
 import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-
-from typing_extensions import override
 
 from kvsage.engine.commit import ANYTHING, STORED, Operation
 from kvsage.engine.snapshot import EngineSnapshot, bounds, instant
 from kvsage.errors import TransactionStateError
 from kvsage.log.format import BY_USER, CODEC_MASK, DELETE
 from kvsage.store import Transaction, encode_key, not_found, scan_limit
-from kvsage.types import TTL, Entry, Version
+from kvsage.types import TTL, Entry, Version, override
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +59,7 @@ class EngineTransaction(Transaction):
         self._pending: dict[bytes, Pending | None] = {}  # None: deleted
         self._writes = 0
         self._state = ""
-        self._name = secrets.token_hex(8)
+        self._name = os.urandom(8).hex()
         self._snapshot: EngineSnapshot | None = None
         self._left = False
 

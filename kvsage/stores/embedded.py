@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from typing_extensions import Unpack, override
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from kvsage import clock as clocks
-from kvsage.engine import check, repair, stats
 from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
@@ -28,6 +25,7 @@ from kvsage.types import (
     StoreStats,
     VerifyReport,
     Version,
+    override,
     shown,
 )
 
@@ -264,6 +262,8 @@ class LMDBStore(TransactionalStore):
     @override
     def stats(self) -> StoreStats:
         """What the store holds and what it costs on disk."""
+        from kvsage.engine import stats
+
         return stats.collect(self._reading())
 
     def verify(self, *, deep: bool = False) -> VerifyReport:
@@ -272,6 +272,8 @@ class LMDBStore(TransactionalStore):
         Args:
             deep: also check log, keydir and contents against each other.
         """
+        from kvsage.engine import check
+
         return check.verify(self._reading(), deep=deep)
 
     @classmethod
@@ -293,6 +295,8 @@ class LMDBStore(TransactionalStore):
             NotAStoreError: there is no store.
             StoreLockedError: a process has it open.
         """
+        from kvsage.engine import repair
+
         chosen = clocks.SYSTEM if clock is None else clock
         return repair.repair(store_path(path), POSIX, chosen, dry_run=dry_run)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kvsage.errors import ConfigError
 
@@ -53,6 +52,8 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
         if not text:
             raise ConfigError("a store needs a path or a URL")
         return LMDBStore(text, **options)
+    from urllib.parse import unquote, urlsplit
+
     try:
         parts = urlsplit(text)
         path = unquote(parts.path, errors="strict")
@@ -73,6 +74,8 @@ def open(url: str | os.PathLike[str], **options: Any) -> PersistenceStore:
 
 def _query(query: str) -> dict[str, Any]:
     """The options in a URL's query, checked."""
+    from urllib.parse import parse_qsl
+
     options: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in QUERY:

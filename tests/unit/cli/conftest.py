@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -84,7 +85,8 @@ def spawn(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
                 stdin=subprocess.DEVNULL,
                 cwd=tmp_path,
                 env=environment(TMPDIR=str(tmp_path)),
-                **pipes,
+                # Tests that run in the background ignore SIGINT, and so would their children.
+                **{"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes},
             )
             ends.enter_context(process)
             ends.callback(process.kill)
