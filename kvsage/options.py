@@ -21,14 +21,19 @@ SEGMENT_BYTES_MOST = 1 << 31
 class StoreOptions:
     """How one handle uses a store; nothing here changes what is on disk already.
 
+    Handles of one process share an engine: ``lock_timeout``, ``segment_bytes_max``,
+    ``network_filesystem`` and ``index_map_bytes`` are those of the first, and of ``sync_interval``
+    the shortest counts.
+
     Attributes:
         durability: ``full`` (acknowledged means on disk) or ``relaxed`` (on disk within
             ``sync_interval``).
         readonly: refuse every write through this handle.
-        sync_interval: seconds between flushes of ``relaxed`` commits.
+        sync_interval: at most so many seconds between flushes of ``relaxed`` commits.
         ttl_default: time to live of a save that gives none, or None for permanent.
         value_bytes_max: largest serialized value.
-        lock_timeout: seconds to wait for another writer, or for another process's recovery.
+        lock_timeout: seconds to wait for another thread that writes, for another process that does,
+            or for another process's recovery.
         segment_bytes_max: size at which a log file is sealed and the next one begun.
         content_bytes_min: serialized size from which a value is compressed and stored once by hash.
         compression_level: zstd's, from 1 (fast) to 19 (small).

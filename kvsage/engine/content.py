@@ -2,7 +2,8 @@
 
 A content is found by the xxh3_128 of its raw bytes. That hash is quick and can be collided on
 purpose, so it only ever proposes: two contents are one when their bytes are equal. What this
-process stored or loaded lately is compared from a bounded cache, anything else by reading it back.
+process loaded or compared lately is compared from a bounded cache, anything else by reading it
+back.
 Contents that differ and share a hash are kept side by side, numbered.
 """
 

@@ -17,8 +17,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from xxhash import xxh3_64_intdigest
+
 from kvsage.engine.commit import Committer
-from kvsage.engine.content import Mismatch, RawCache, decode_content
+from kvsage.engine.content import Mismatch, RawCache, decompress
 from kvsage.engine.flusher import Flusher, FlusherThread
 from kvsage.engine.recovery import close_clean, open_index
 from kvsage.errors import (
@@ -34,8 +36,12 @@ from kvsage.fs.mounts import refuse_network_filesystem
 from kvsage.index.segments import get_meta, put_meta
 from kvsage.log.format import (
     CHECKSUM_BYTES,
+    CONTENT,
+    CONTENT_HEAD,
     CONTENT_KEY,
     CONTENT_REF,
+    ENTRY,
+    ENTRY_BYTES,
     FORMAT,
     HEADER,
     IDENTITY,
@@ -82,6 +88,7 @@ NAMES = frozenset(
 )
 
 
+CONTENT_START = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size  # of its stored bytes
 FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
@@ -349,8 +356,26 @@ class Engine:
         """
         raw = self.raw_cache.get(row[:2])
         if raw is None:
-            entry = self.read_entry(key, row)
-            raw = decode_content(entry.flags, entry.value)
+            # As read_entry and decode_content do it, without a copy of what may be megabytes.
+            segment, offset, length, seq, _, _ = row
+            try:
+                fd = self.files.fds.get(segment) or self.files.fd(segment)
+            except FileNotFoundError:
+                raise Mismatch from None
+            entry = self.disk.read(fd, length, offset)
+            if len(entry) != length or length < CONTENT_START:
+                raise Mismatch
+            checksum, its_seq, _, size, key_length, kind, flags = ENTRY.unpack_from(entry)
+            view = memoryview(entry)
+            if (
+                xxh3_64_intdigest(view[CHECKSUM_BYTES:]) != checksum
+                or (its_seq, kind, key_length) != (seq, CONTENT, CONTENT_KEY.size)
+                or ENTRY_BYTES + key_length + size != length
+                or not entry.startswith(key, ENTRY_BYTES)
+            ):
+                raise Mismatch
+            (raw_length,) = CONTENT_HEAD.unpack_from(entry, ENTRY_BYTES + key_length)
+            raw = decompress(flags, view[CONTENT_START:], raw_length)
             self.raw_cache.put(row[:2], raw)
         return raw
 
@@ -381,7 +406,10 @@ class Engine:
     # -- poison -----------------------------------------------------------------------------
 
     def flush_log(self, fd: int, *, whole: bool = False) -> None:
-        """Bring a file of the log onto the disk; the only way to, but for files still nameless.
+        """Bring a file of the log onto the disk, as every flush of one in use does.
+
+        Not so: a file that has no name yet, a rebuild and a repair, which are alone and fail as a
+        whole, and making a batch void, whose failure poisons too.
 
         A flush that failed is reported once, and the next one succeeds though the bytes may not be
         there. So nothing is built on it: this process refuses from now on, and every other one as

@@ -1,8 +1,8 @@
 """``load``, flat: what ``EngineSnapshot.load`` does in a dozen calls, in one.
 
 The hot path of the whole library: said in calls it took 1.75 times as long as a bare loop over
-py-lmdb and msgpack, so 1.4 times. A system call (``pread``) is as fast here as a mapped slice, and
-a failing disk is an error, not a SIGBUS.
+py-lmdb and msgpack, so about 1.45 times (docs/decisions/0010). A system call (``pread``) is as fast
+here as a mapped slice, and a failing disk is an error, not a SIGBUS.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Mismatch
 from kvsage.engine.snapshot import View, corruption
-from kvsage.errors import SerializationError, StoreClosedError, StoreUnavailableError
+from kvsage.errors import KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError
 from kvsage.index.keydir import ROW, StructError
-from kvsage.log.format import CHECKSUM_BYTES, ENTRY, ENTRY_BYTES, PUT
+from kvsage.log.format import CHECKSUM_BYTES, CONTENT_KEY, ENTRY, ENTRY_BYTES, IS_CONTENT, PUT
 from kvsage.serialization import unpack
 from kvsage.store import KEY_BYTES_MAX, encode_key
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _encode = str.encode
 _row = ROW.unpack
 _header = ENTRY.unpack_from
+KEY_BYTES = CONTENT_KEY.size
 
 
 class Loader:
@@ -60,7 +61,7 @@ class Loader:
             segment, offset, length, seq, expires_ms, flags = _row(data)
             if expires_ms and expires_ms <= clock() * 1000:
                 return default
-            if not flags and not self.closed:  # MessagePack, and here, not stored once as content
+            if not self.closed:
                 entry = pread(fds[segment], length, offset)
                 checksum, its_seq, its_expires_ms, size, key_length, kind, its_flags = _header(
                     entry
@@ -72,18 +73,25 @@ class Loader:
                     and entry[ENTRY_BYTES:split] == encoded
                     and split + size == length
                     and kind == PUT
-                    and not its_flags
+                    and its_flags == flags
                     and its_expires_ms == expires_ms
                 ):
-                    return unpack(entry[split:])
-        except (LmdbError, StructError, KeyError, OSError, SerializationError):
+                    if not flags:  # MessagePack, and all of it here
+                        return unpack(entry[split:])
+                    if flags & IS_CONTENT:
+                        raw, _ = View(self._engine, txn, 0).content(
+                            entry[split : split + KEY_BYTES]
+                        )
+                        return self._codec.decode(key, flags, raw)
+                    return self._codec.decode(key, flags, entry[split:])
+        except (LmdbError, StructError, KeyError, OSError, KvsageError, Mismatch):
             pass  # a damaged row, a file not open yet, a bad disk: the careful way tells which
         finally:
             txn.abort()
         return self._load_carefully(key, default)
 
     def _load_carefully(self, key: str, default: Any) -> Any:
-        """Anything but a small record of MessagePack; and a second look, on a fresh snapshot."""
+        """What did not fit, and why; twice, the second time on a fresh snapshot."""
         engine = self._engine
         encoded = encode_key(key)
         if self.closed:

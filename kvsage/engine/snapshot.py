@@ -11,7 +11,7 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from kvsage.engine.content import Mismatch, decode_content
+from kvsage.engine.content import Mismatch
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
@@ -91,14 +91,10 @@ class View:
         if data is None:
             raise Mismatch
         row = decode_content_row(data)
-        raw = self.engine.raw_cache.get(row[:2])
-        if raw is None:
-            entry = self.engine.read_entry(content_key, row)
-            try:
-                raw = decode_content(entry.flags, entry.value)
-            except CorruptionError as error:
-                raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
-            self.engine.raw_cache.put(row[:2], raw)
+        try:
+            raw = self.engine.raw_content(content_key, row)
+        except CorruptionError as error:
+            raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
         return raw, row.length
 
     def scan(

@@ -5,7 +5,7 @@ however the process dies. It cannot be upgraded without letting go, so nothing h
 
 ``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
 that grows. ``WriterGate`` keeps that from starving anyone: one who waits holds ``NEXT``, and
-a busy writer that comes back again and again must pass through ``NEXT`` every few times.
+a busy writer that comes back again and again must pass through ``NEXT`` at every eighth turn.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class WriterGate:
         """Wait for the turn.
 
         Raises:
-            StoreLockedError: it did not come within the timeout.
+            StoreLockedError: it did not come. Each wait, for other threads, for NEXT and for WRITE,
+                may take the whole timeout.
             StoreClosedError: another thread has closed the store.
         """
         if not self._thread.acquire(blocking=False):

@@ -9,7 +9,8 @@ Its traps, each met here:
 - The map is reserved large, so that growing is rare; where another process has grown it, ``begin``
   follows. Growing ends this process's open read transactions.
 - ``begin(write=True)`` cannot time out, so it comes only behind the writer gate.
-- lock.mdb is never opened, copied or removed by anyone but LMDB.
+- lock.mdb is made here with all its blocks, since LMDB would map it with holes; from then on nobody
+  but LMDB opens it, because closing any descriptor of it drops the process's locks on it.
 - After a fork the child lets the inherited environment lie (closing it would wipe the parent's
   reader rows) and opens its own.
 """
@@ -264,7 +265,7 @@ def _tell_processes_apart() -> None:
 
     original = getattr(_envid.env_keys, "original", _envid.env_keys)
 
-    def env_keys(path: str, subdir: bool) -> tuple[Any, ...]:  # noqa: FBT001  # its signature  # its signature
+    def env_keys(path: str, subdir: bool) -> tuple[Any, ...]:  # noqa: FBT001  # its signature
         return tuple((*key, os.getpid()) for key in original(path, subdir))
 
     env_keys.original = original  # type: ignore[attr-defined]

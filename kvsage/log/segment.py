@@ -39,7 +39,7 @@ class LogFile(NamedTuple):
 
     @property
     def is_copy(self) -> bool:
-        """Whether it is a compacted copy, going by its name."""
+        """Whether it holds copies of other files' entries, going by its name."""
         return self.path.suffix == ".cpy"
 
 
