@@ -176,7 +176,10 @@ class Committer:
         """Whether it was committed; where anything is out of the ordinary, nothing was done."""
         engine = self._engine
         index = engine.index
-        txn = index.begin(None, None, True)  # noqa: FBT003  # py-lmdb takes it quicker by position
+        try:
+            txn = index.begin(None, None, True)  # noqa: FBT003  # quicker than by keyword
+        except LmdbError:
+            return False  # another process has grown the map, say: the other way follows it
         try:
             segment, tail, _, chain, seq, flushed_seq, timeline, epoch, poisoned = _meta(
                 txn.get(META_KEY) or b""

@@ -80,16 +80,20 @@ class ContentSpace:
         key = content_key_of(address)
         engine = self._reading()
         if key is not None:
+            segment = offset = None
             for _ in range(2):
                 with engine.index.reading() as txn:
                     if txn.get(key, None, engine.index.contents) is None:
                         break
                     try:
                         return View(engine, txn, 0).content(key)[0]
-                    except Mismatch:
+                    except Mismatch as error:
+                        segment, offset = error.args or (None, None)
                         continue
             else:
-                raise CorruptionError(f"the content {address} is damaged")
+                raise CorruptionError(
+                    f"the content {address} is damaged", segment=segment, offset=offset
+                )
         raise KeyNotFoundError(f"no content {address!r}")
 
     def exists(self, address: str) -> bool:

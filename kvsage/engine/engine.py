@@ -334,9 +334,9 @@ class Engine:
             fd = self.files.fds.get(segment) or self.files.fd(segment)
             entry = decode_entry(self.disk.read(fd, length, offset))
         except FileNotFoundError:
-            raise Mismatch from None
+            raise Mismatch(segment, offset) from None
         if entry is None or entry.key != key or entry.seq != seq:
-            raise Mismatch
+            raise Mismatch(segment, offset)
         return entry
 
     def reference_at(self, key: bytes, row: tuple[int, ...]) -> bytes | None:
@@ -361,10 +361,10 @@ class Engine:
             try:
                 fd = self.files.fds.get(segment) or self.files.fd(segment)
             except FileNotFoundError:
-                raise Mismatch from None
+                raise Mismatch(segment, offset) from None
             entry = self.disk.read(fd, length, offset)
             if len(entry) != length or length < CONTENT_START:
-                raise Mismatch
+                raise Mismatch(segment, offset)
             checksum, its_seq, _, size, key_length, kind, flags = ENTRY.unpack_from(entry)
             view = memoryview(entry)
             if (
@@ -373,7 +373,7 @@ class Engine:
                 or ENTRY_BYTES + key_length + size != length
                 or not entry.startswith(key, ENTRY_BYTES)
             ):
-                raise Mismatch
+                raise Mismatch(segment, offset)
             (raw_length,) = CONTENT_HEAD.unpack_from(entry, ENTRY_BYTES + key_length)
             raw = decompress(flags, view[CONTENT_START:], raw_length)
             self.raw_cache.put(row[:2], raw)

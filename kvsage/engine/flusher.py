@@ -58,6 +58,7 @@ class Flusher:
             if self._ended:
                 return
             try:
+                self._engine.index.reader_check()  # readers that died keep pages from being reused
                 self.flush()
             except KvsageError:
                 # A failed flush has poisoned the store, and whoever writes next is told. Anything
@@ -87,12 +88,15 @@ class Flusher:
             self.flushed_seq = meta.seq
 
     def _poison(self) -> None:
-        if self._engine.closed:  # closing is inside the gate already, and poison is for who stays
+        if self._engine.gate.is_mine():  # closing, or a sync inside a transaction
             self._engine.poison()
             return
         gate = self._engine.gate
         try:
-            gate.enter()
-            self._engine.poison()
+            try:
+                gate.enter()
+                self._engine.poison()
+            finally:
+                gate.leave()
         finally:
             gate.leave()

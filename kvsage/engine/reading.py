@@ -98,7 +98,7 @@ class Loader:
             raise StoreClosedError("the store is closed")
         if engine.inherited:
             engine.reopen()
-        row = None
+        row, mismatch = None, Mismatch()
         for attempt in range(2):
             try:
                 with engine.index.reading() as txn:
@@ -107,7 +107,8 @@ class Loader:
                     if row is None:
                         return default
                     found = view.fetch(encoded, row)
-            except Mismatch:
+            except Mismatch as error:
+                mismatch = error
                 continue
             except StoreUnavailableError:  # another thread grew the map, which ends transactions
                 if attempt:
@@ -116,4 +117,4 @@ class Loader:
             return self._codec.decode(key, found.flags, found.data)
         if engine.closed:  # by another thread, meanwhile
             raise StoreClosedError("the store is closed")
-        raise corruption(engine, encoded, row)
+        raise corruption(encoded, row, mismatch)

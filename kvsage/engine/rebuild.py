@@ -359,11 +359,12 @@ def rebuild(engine: Engine, trust: Trust | None, *, fresh: bool) -> None:
     index = Index(beside, engine.options.index_map_bytes)
     try:
         meta, named = _build(engine, index, plan, trust, fresh=fresh)
-    except LmdbError as error:
-        raise index.error(error, "building") from error
-    except BaseException:
+    except BaseException as error:
+        translated = index.error(error, "building") if isinstance(error, LmdbError) else None
         index.close()
         remove_index(disk, beside)
+        if translated is not None:
+            raise translated from error
         raise
     index.close()
     disk.unlink(engine.trust_path)

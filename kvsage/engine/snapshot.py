@@ -148,22 +148,12 @@ def instant(expires_ms: int) -> datetime | None:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def corruption(engine: Engine, key: bytes, row: Row | None) -> CorruptionError:
-    """The error of a key whose entry cannot be read."""
+def corruption(key: bytes, row: Row | None, mismatch: Mismatch) -> CorruptionError:
+    """The error of a key whose entry, or the content that it refers to, cannot be read."""
     name = key.decode("utf-8", "backslashreplace")
-    if row is None:
-        return CorruptionError(f"the record of {name!r} is damaged")
-    try:
-        engine.read_entry(key, row)
-    except Mismatch:
-        where = row
-    else:  # the entry is whole: what it refers to is not
-        return CorruptionError(
-            f"the content of {name!r} is damaged", segment=row.segment, offset=row.offset
-        )
-    return CorruptionError(
-        f"the record of {name!r} is damaged", segment=where.segment, offset=where.offset
-    )
+    place = mismatch.args or ((None, None) if row is None else row[:2])
+    what = "record" if row is None or place == row[:2] else "content"
+    return CorruptionError(f"the {what} of {name!r} is damaged", segment=place[0], offset=place[1])
 
 
 class EngineSnapshot(Snapshot):
@@ -206,7 +196,7 @@ class EngineSnapshot(Snapshot):
                 row = view.row(key)
                 return None if row is None else view.fetch(key, row)
             except Mismatch as error:
-                raise corruption(self._engine, key, row) from error
+                raise corruption(key, row, error) from error
             except LmdbError as error:
                 raise self._ended(error) from error
 
@@ -281,7 +271,7 @@ class EngineSnapshot(Snapshot):
             try:
                 found = self._open().fetch(key, row)
             except Mismatch as error:
-                raise corruption(self._engine, key, row) from error
+                raise corruption(key, row, error) from error
             except LmdbError as error:
                 raise self._ended(error) from error
         return name, self._codec.decode(name, found.flags, found.data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from typing import TYPE_CHECKING
 
 from kvsage.errors import StoreClosedError, StoreLockedError, TransactionStateError
@@ -21,6 +20,11 @@ from kvsage.fs.posix import Disk, translate
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
+except ImportError as error:
+    raise ImportError("kvsage needs Linux or macOS: this platform has no flock") from error
 
 PAUSE_LEAST_S = 0.00005
 PAUSE_MOST_S = 0.001

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+HAS_FDATASYNC = hasattr(os, "fdatasync")  # macOS has none
 ZEROS = bytes(1 << 18)
 
 
@@ -120,7 +121,7 @@ class Disk:
     def sync_data(self, fd: int) -> None:
         """The file's bytes, and its size where it grew, onto the disk."""
         try:
-            os.fdatasync(fd)
+            (os.fdatasync if HAS_FDATASYNC else os.fsync)(fd)
         except OSError as error:
             raise translate(error, "flushing the log") from error
 

@@ -106,8 +106,6 @@ class Index:
             self.begin: Callable[..., Txn] = self.env.begin
             dbs = [self.env.open_db(name.encode()) for name in NAMES]
             self._look(dbs)
-            if not self.env.readers().strip() and not (path / "lock.mdb").exists():
-                raise StoreUnavailableError(f"LMDB keeps no reader locks in {path}")
         except lmdb.Error as error:
             raise translate(error, path, "opening") from error
         self.keydir, self.system, self.tombstones, self.expiry, self.contents = dbs
@@ -162,7 +160,9 @@ class Index:
 
     def begin_again(self, error: lmdb.Error, *, write: bool = False) -> Txn:
         """A transaction after ``begin`` failed with ``error``: where the map grew, follow it."""
-        if not isinstance(error, (lmdb.MapResizedError, lmdb.InvalidParameterError)):
+        if isinstance(error, lmdb.ReadersFullError):
+            self.reader_check()
+        elif not isinstance(error, (lmdb.MapResizedError, lmdb.InvalidParameterError)):
             raise self.error(error, "beginning a transaction") from error
         try:
             with self._growth:  # while another thread grows the map, nothing can begin
@@ -225,7 +225,10 @@ class Index:
 
     def reader_check(self) -> int:
         """Free the slots of readers that died; how many."""
-        return self.env.reader_check()
+        try:
+            return self.env.reader_check()
+        except lmdb.Error as error:
+            raise self.error(error, "looking for dead readers") from error
 
     def readers(self) -> list[tuple[int, int | None]]:
         """Process id and transaction id (None: idle) of every reader slot in use."""

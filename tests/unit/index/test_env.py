@@ -298,10 +298,14 @@ def test_a_map_that_another_process_has_grown_is_followed(new_index, new_process
 
 
 def test_an_error_that_is_no_growth_is_not_followed(index):
-    error = lmdb.ReadersFullError("begin")
-    with pytest.raises(StoreLockedError) as raised:
+    error = lmdb.BadTxnError("begin")
+    with pytest.raises(StoreUnavailableError) as raised:
         index.begin_again(error)
     assert raised.value.__cause__ is error
+
+
+def test_a_full_table_of_readers_is_looked_through_once_more(index):
+    index.begin_again(lmdb.ReadersFullError("begin")).abort()
 
 
 # -- readers ------------------------------------------------------------------------------------
