@@ -35,6 +35,7 @@ from kvsage.fs.locks import LockFile, WriterGate, identity, try_lock, wait_for_l
 from kvsage.fs.mounts import refuse_network_filesystem
 from kvsage.index.segments import get_meta, put_meta
 from kvsage.log.format import (
+    BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
     CONTENT,
     CONTENT_HEAD,
@@ -45,6 +46,7 @@ from kvsage.log.format import (
     FORMAT,
     HEADER,
     IDENTITY,
+    MAGIC_OFFSET,
     TIMELINE,
     FileKind,
     Identity,
@@ -232,7 +234,8 @@ class Engine:
         ).header
         if header is not None:
             self.timelines = header.timelines
-        if self.disk.read(fd, 4, meta.offset + 8) not in (b"", b"\0\0\0\0", b"END1"):
+        at_tail = self.disk.read(fd, len(BATCH_MAGIC_BYTES), meta.offset + MAGIC_OFFSET)
+        if at_tail == BATCH_MAGIC_BYTES:
             self.committer.commit((), full=True)
         self.flusher.flush()
 
