@@ -1,7 +1,7 @@
 """``load``, flat: what ``EngineSnapshot.load`` does in a dozen calls, in one.
 
 The hot path of the whole library: said in calls it took 1.75 times as long as a bare loop over
-py-lmdb and msgpack, so about 1.45 times (docs/decisions/0010). A system call (``pread``) is as fast
+py-lmdb and msgpack, so about 1.5 times (docs/decisions/0010). A system call (``pread``) is as fast
 here as a mapped slice, and a failing disk is an error, not a SIGBUS.
 """
 
