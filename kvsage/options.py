@@ -13,6 +13,7 @@ ValueFormat: TypeAlias = Literal["msgpack", "pickle"]
 
 VALUE_BYTES_LIMIT = (1 << 30) - (1 << 20)  # one commit holds 1 GiB, its framing included
 SEGMENT_BYTES_LEAST = 64 * 1024
+BYTES_MAX_LEAST = 1 << 20
 SEGMENT_BYTES_MOST = 1 << 31
 """Offsets in a segment are 32 bits, and one commit may begin just below the limit."""
 
@@ -21,9 +22,9 @@ SEGMENT_BYTES_MOST = 1 << 31
 class StoreOptions:
     """How one handle uses a store; nothing here changes what is on disk already.
 
-    Handles of one process share an engine: ``lock_timeout``, ``segment_bytes_max``,
-    ``network_filesystem`` and ``index_map_bytes`` are those of the first, and of ``sync_interval``
-    the shortest counts.
+    Handles of one process share an engine: ``lock_timeout``, ``segment_bytes_max``, ``bytes_max``,
+    ``upkeep_interval``, ``network_filesystem`` and ``index_map_bytes`` are those of the first, and
+    of ``sync_interval`` the shortest counts.
 
     Attributes:
         durability: ``full`` (acknowledged means on disk) or ``relaxed`` (on disk within
@@ -41,6 +42,11 @@ class StoreOptions:
             pickle can run code: give it only for a store that nobody else can write.
         network_filesystem: use the store on a network file system at one's own risk.
         index_map_bytes: address space reserved for the index, which may grow past it.
+        upkeep_interval: seconds between looks of the background thread, which sweeps what expired,
+            compacts, writes checkpoints and keeps a store under ``bytes_max``; ``math.inf`` for no
+            background work.
+        bytes_max: least recently read entries are evicted so that the log stays under so many
+            bytes; None for a store that keeps everything.
     """
 
     durability: Durability = "full"
@@ -55,6 +61,8 @@ class StoreOptions:
     format: ValueFormat = "msgpack"
     network_filesystem: bool = False
     index_map_bytes: int = 1 << 40
+    upkeep_interval: float = 1.0
+    bytes_max: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -68,11 +76,14 @@ class StoreOptions:
             _one_of(name, getattr(self, name), (True, False))
         _within("sync_interval", self.sync_interval, 0.001, 3600)
         _within("lock_timeout", self.lock_timeout, 0, math.inf)
+        _within("upkeep_interval", self.upkeep_interval, 0.001, math.inf)
         _whole("value_bytes_max", self.value_bytes_max, 1, VALUE_BYTES_LIMIT)
         _whole("segment_bytes_max", self.segment_bytes_max, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_MOST)
         _whole("content_bytes_min", self.content_bytes_min, 64, VALUE_BYTES_LIMIT)
         _whole("compression_level", self.compression_level, 1, 19)
         _whole("index_map_bytes", self.index_map_bytes, 1 << 20, 1 << 46)
+        if self.bytes_max is not None:
+            _whole("bytes_max", self.bytes_max, BYTES_MAX_LEAST, 1 << 62)
         if self.ttl_default is not None:
             try:
                 ttl_seconds(self.ttl_default)
@@ -95,6 +106,8 @@ class OptionArguments(TypedDict, total=False):
     format: ValueFormat
     network_filesystem: bool
     index_map_bytes: int
+    upkeep_interval: float
+    bytes_max: int | None
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

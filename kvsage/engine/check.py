@@ -15,7 +15,7 @@ from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import SYSTEM, Row, decode_row
+from kvsage.index.keydir import SYSTEM, Row, content_key_in, decode_row
 from kvsage.index.segments import Meta, SegmentRow, all_segments, get_meta
 from kvsage.log.format import (
     BATCH_BYTES,
@@ -25,6 +25,7 @@ from kvsage.log.format import (
     DELETE,
     IS_CONTENT,
     KINDS,
+    ORIGINS,
     PUT,
     FileKind,
     decode_entry,
@@ -54,7 +55,7 @@ class Check:
         self._deep = deep
         self._problems: list[Problem] = []
         self._segments = self._batches = self._entries = self._bytes = 0
-        self._newest: dict[bytes, tuple[int, int, int, int]] = {}  # key: seq, segment, offset, kind
+        self._newest: dict[bytes, tuple[int, int, int, int]] = {}  # key: seq, kind, segment, offset
         self._live_bytes: Counter[int] = Counter()
         self._entry_bytes: Counter[int] = Counter()
 
@@ -139,12 +140,14 @@ class Check:
             return
         if kind == FileKind.SEGMENT and entry.seq != batch.header.seq:
             self._problem("an entry bears another number than its batch", segment, at, entry.key)
-        if entry.kind == CONTENT:
+        if entry.kind == ORIGINS:
+            self._entry_bytes[segment] -= len(framed)
+        elif entry.kind == CONTENT:
             self._content(segment, at, entry)
         elif self._deep and entry.kind in {PUT, DELETE}:
             known = self._newest.get(entry.key)
             if known is None or known[0] <= entry.seq:
-                self._newest[entry.key] = (entry.seq, segment, at, entry.kind)
+                self._newest[entry.key] = (entry.seq, entry.kind, segment, at)
 
     def _content(self, segment: int, at: int, entry: LogEntry) -> None:
         try:
@@ -166,14 +169,15 @@ class Check:
                 row = decode_row(data)
                 self._live_bytes[row.segment] += row.length
                 newest = self._newest.pop(key, None)
-                if newest != (row.seq, row.segment, row.offset, kind):
+                # By seq: while a compaction is under way, an entry stands in two places.
+                if newest is None or newest[:2] != (row.seq, kind):
                     self._problem("a row is not the key's newest entry", *row[:2], key)
-                self._row(key, row)
-        for key, (_, segment, offset, kind) in self._newest.items():
+                self._row(key, row, content_key_in(data))
+        for key, (_, kind, segment, offset) in self._newest.items():
             what = "system" if key[0] == SYSTEM else "keydir" if kind == PUT else "tombstones"
             self._problem(f"a key's newest entry is missing from {what}", segment, offset, key)
 
-    def _row(self, key: bytes, row: Row) -> None:
+    def _row(self, key: bytes, row: Row, reference: bytes) -> None:
         try:
             entry = self._engine.read_entry(key, row)
         except Mismatch:
@@ -182,10 +186,12 @@ class Check:
         if (entry.flags, entry.expires_ms) != (row.flags, row.expires_ms):
             self._problem("a row says other than its entry", row.segment, row.offset, key)
         if entry.kind == PUT and entry.flags & IS_CONTENT:
-            if len(entry.value) == CONTENT_REF.size:
-                self._references[entry.value[: CONTENT_KEY.size]] += 1
-            else:
+            if len(entry.value) != CONTENT_REF.size:
                 self._problem("a reference has a wrong length", row.segment, row.offset, key)
+                return
+            if reference != entry.value[: CONTENT_KEY.size]:
+                self._problem("a row refers to another content", row.segment, row.offset, key)
+            self._references[entry.value[: CONTENT_KEY.size]] += 1
 
     def _contents(self) -> None:
         """Every content leads to its entry and counts its references."""

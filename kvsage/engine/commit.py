@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Content, Mismatch, compress, hold, release
-from kvsage.engine.rotation import adopt, begin_segment
+from kvsage.engine.rotation import adopt, begin_segment, retire
 from kvsage.engine.trust import mark_used
 from kvsage.errors import CorruptionError, KvsageError, PoisonedError, ValueTooLargeError
 from kvsage.index.contents import ContentRow, decode_content_row, encode_content_row
@@ -38,6 +38,7 @@ from kvsage.index.keydir import (
     ROW,
     SYSTEM,
     StructError,
+    content_key_in,
     damaged,
     set_deleted,
     set_live,
@@ -68,6 +69,7 @@ from kvsage.log.format import (
     MAGIC_OFFSET,
     PLACE_BITS,
     PUT,
+    RETIRE,
 )
 from kvsage.log.writer import make_room
 
@@ -87,7 +89,7 @@ NOTHING = bytes(len(BATCH_MAGIC_BYTES))  # where the next batch would begin, not
 
 
 _meta = META.unpack
-_row = ROW.unpack
+_row = ROW.unpack_from
 _pack_row = ROW.pack
 _pack_meta = META.pack
 _entry = ENTRY_BODY.pack
@@ -99,7 +101,7 @@ class Operation(NamedTuple):
 
     Attributes:
         key: the key's bytes.
-        kind: PUT or DELETE.
+        kind: PUT, DELETE, or RETIRE with an empty key.
         flags: of the entry.
         expires_ms: when it expires, or 0.
         value: the value's bytes; empty for a DELETE, and where ``content`` holds it.
@@ -208,7 +210,7 @@ class Committer:
                 if old[4] and old[4] != expires_ms:
                     txn.delete(EXPIRY.pack(old[4]) + key, db=index.expiry)
                 if old[5] & IS_CONTENT:
-                    release(engine, txn, key, old, dead)
+                    release(index, txn, content_key_in(before), dead)
                 add_dead(txn, dead)
             now_ms = max(0, int(engine.clock() * 1000))
             rest = _batch(BATCH_MAGIC, 1, length, 0, seq, flushed_seq, now_ms, chain) + entry
@@ -399,19 +401,26 @@ class Committer:
             if require and not self._holds(txn, key, require):
                 results.append(False)
                 continue
+            reference = b""
             if content is not None:
                 value, framed = self._place(txn, content, (segment, offset, seq))
+                reference = value[: CONTENT_KEY.size]
                 flags |= IS_CONTENT
                 if framed:
                     entries.append(framed)
                     offset += len(framed)
             rest = _entry(seq, expires_ms, len(value), len(key), kind, flags) + key + value
             entry = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
-            row = (segment, offset, len(entry), seq, expires_ms, flags)
-            set_row = set_live if kind == PUT else set_deleted
-            old = set_row(index, txn, key, row, dead)
-            if old is not None and old[5] & IS_CONTENT:
-                release(engine, txn, key, old, dead)
+            if kind == RETIRE:
+                retire(txn, value)
+                dead[segment] = dead.get(segment, 0) + len(entry)
+            else:
+                row = _pack_row(segment, offset, len(entry), seq, expires_ms, flags) + reference
+                set_row = set_live if kind == PUT else set_deleted
+                before = set_row(index, txn, key, row, dead)
+                held = None if before is None else content_key_in(before)
+                if held:
+                    release(index, txn, held, dead)
             entries.append(entry)
             offset += len(entry)
             results.append(True)
@@ -425,7 +434,7 @@ class Committer:
             return require == ABSENT
         if require == STORED:
             return True
-        _, _, _, seq, expires_ms, _ = ROW.unpack(data)
+        _, _, _, seq, expires_ms, _ = _row(data)
         if expires_ms and expires_ms <= self._engine.clock() * 1000:
             return require == ABSENT
         return require == PRESENT or require == seq  # noqa: PLR1714  # seqs and constants differ

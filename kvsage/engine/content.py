@@ -23,7 +23,6 @@ from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
 from kvsage.options import VALUE_BYTES_LIMIT
 
 if TYPE_CHECKING:
-    from kvsage.engine.engine import Engine
     from kvsage.index.env import Index, Txn
 
 CACHE_BYTES_MAX = 16 << 20
@@ -188,21 +187,15 @@ def hold(index: Index, txn: Txn, content_key: bytes) -> bool:
     return True
 
 
-def release(
-    engine: Engine, txn: Txn, key: bytes, old: tuple[int, ...], dead: dict[int, int]
-) -> None:
-    """One reference less, of the entry at ``old`` that ``key`` led to; the last one ends it."""
-    content_key = engine.reference_at(key, old)
-    if content_key is None:
-        return  # unreadable: its content stays until a rebuild counts anew
-    contents = engine.index.contents
-    data = txn.get(content_key, None, contents)
+def release(index: Index, txn: Txn, content_key: bytes, dead: dict[int, int]) -> None:
+    """One reference less; the last one ends the content."""
+    data = txn.get(content_key, None, index.contents)
     if data is None:
-        return
+        return  # a damaged index; a rebuild counts anew
     row = decode_content_row(data)
     if row.references > 1:
         fewer = row._replace(references=row.references - 1)
-        txn.put(content_key, encode_content_row(fewer), db=contents)
+        txn.put(content_key, encode_content_row(fewer), db=index.contents)
     else:
-        txn.delete(content_key, db=contents)
+        txn.delete(content_key, db=index.contents)
         dead[row.segment] = dead.get(row.segment, 0) + row.length

@@ -40,7 +40,6 @@ from kvsage.log.format import (
     CONTENT,
     CONTENT_HEAD,
     CONTENT_KEY,
-    CONTENT_REF,
     ENTRY,
     ENTRY_BYTES,
     FORMAT,
@@ -82,8 +81,11 @@ NAMES = frozenset(
         "OPEN",
         "WRITE",
         "NEXT",
+        "COMPACT",
         "index",
         "index.new",
+        "index.checkpoint",
+        "index.checkpoint.tmp",
         "log",
         "lost+found",
     }
@@ -110,6 +112,7 @@ class Engine:
         self.log_path = path / "log"
         self.index_path = path / "index"
         self.trust_path = path / "INDEX"
+        self.checkpoint_path = path / "index.checkpoint"
         self.committer = Committer(self)
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
@@ -341,14 +344,6 @@ class Engine:
         if entry is None or entry.key != key or entry.seq != seq:
             raise Mismatch(segment, offset)
         return entry
-
-    def reference_at(self, key: bytes, row: tuple[int, ...]) -> bytes | None:
-        """The content key that the entry at ``row`` refers to; None where it cannot be read."""
-        try:
-            entry = self.read_entry(key, row)
-        except Mismatch:
-            return None
-        return entry.value[: CONTENT_KEY.size] if len(entry.value) == CONTENT_REF.size else None
 
     def raw_content(self, key: bytes, row: ContentRow) -> bytes:
         """The raw bytes of a content, from the cache or from the log.

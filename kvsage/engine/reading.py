@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kvsage.engine.values import Codec
 
 _encode = str.encode
-_row = ROW.unpack
+_row = ROW.unpack_from
 _header = ENTRY.unpack_from
 KEY_BYTES = CONTENT_KEY.size
 

@@ -1,8 +1,14 @@
 """Building the index anew from the log.
 
-The newest segment whose header checks says which files count and where each of them ends. Entries
-are applied by seq, not by place: the highest seq of a key wins wherever it stands. References to
-contents are counted in a second pass over what is live at the end.
+The newest segment whose header checks says which files count and where each of them ends, and the
+RETIRE entries in it what has changed since. Entries are applied by seq, not by place: the highest
+seq of a key wins wherever it stands. References to contents are counted in a second pass over what
+is live at the end.
+
+Where a checkpoint can be read the new index begins as its copy, and only what came after it is
+applied: the segments behind it, and the copies that it does not know, which also say where
+compaction has put what the checkpoint knows elsewhere. A checkpoint that does not lead to an index
+at one with the log is set aside, and all of the log is read.
 
 Order, so that a kill or a power cut at any point loses nothing and the next opener starts over: the
 new index is built beside; the log's last segment is cut behind its last commit and sealed; a new
@@ -20,14 +26,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
-from kvsage.engine.rotation import new_header
+from kvsage.engine.checkpoint import unpack_checkpoint
+from kvsage.engine.rotation import empty_row, filled, new_header
 from kvsage.engine.trust import write_trust
 from kvsage.errors import CorruptionError, StoreFullError
 from kvsage.index.contents import CONTENT_ROW, decode_content_row, encode_content_row
 from kvsage.index.env import Index, LmdbError, MapFull, Txn
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import ROW, SYSTEM
-from kvsage.index.segments import Meta, SegmentRow, put_meta, put_segment, segment_key
+from kvsage.index.keydir import ROW, SYSTEM, content_key_in
+from kvsage.index.segments import (
+    LISTED,
+    Meta,
+    SegmentRow,
+    all_retired,
+    all_segments,
+    drop_retired,
+    get_floor,
+    get_meta,
+    listed_segments,
+    put_floor,
+    put_meta,
+    put_segment,
+    segment_key,
+)
 from kvsage.log.format import (
     BATCH,
     BATCH_BODY_MAX,
@@ -42,12 +63,15 @@ from kvsage.log.format import (
     ENTRY,
     ENTRY_BYTES,
     IS_CONTENT,
+    ORIGINS,
     PUT,
+    RETIRE,
     FileKind,
     ListedFile,
+    Retire,
     SegmentHeader,
     Timeline,
-    decode_entry,
+    decode_retire,
     place,
 )
 from kvsage.log.reader import SegmentReader
@@ -56,7 +80,7 @@ from kvsage.log.writer import create_file
 from kvsage.store import KEY_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from kvsage.engine.engine import Engine
@@ -67,6 +91,7 @@ Result = TypeVar("Result")
 
 CHUNK = 50_000  # keys gathered before they go into the index in the order of their bytes
 ROW_AND_KIND = Struct(f"{ROW.format}B")  # what is gathered of a key: a third of a tuple's memory
+PUT_BYTE = bytes((PUT,))
 
 
 def growing(index: Index, step: Callable[[], Result]) -> Result:
@@ -87,14 +112,12 @@ class Plan(NamedTuple):
     """The files of the log, and what lies beside them.
 
     Attributes:
-        files: sealed files and where each ends, in the order of their ids.
+        there: every file with a header that checks, by id.
         newest: the active segment.
-        missing: files that are named and are not there or have no header that checks.
     """
 
-    files: tuple[tuple[LogFile, int], ...]
+    there: dict[int, LogFile]
     newest: LogFile
-    missing: tuple[ListedFile, ...]
 
     @property
     def header(self) -> SegmentHeader:
@@ -102,6 +125,36 @@ class Plan(NamedTuple):
         header = self.newest.header
         assert header is not None, "the newest is the newest with a header"
         return header
+
+    def listed(self, retires: Iterable[Retire]) -> list[tuple[LogFile, int]]:
+        """The files that count beside the active segment and where each ends, in their order.
+
+        Args:
+            retires: what the RETIRE entries in the active segment say.
+
+        Raises:
+            CorruptionError: a file that counts is missing, or its header does not check.
+        """
+        ends = listed_after(self.header.files, retires)
+        for segment in ends:
+            if segment not in self.there:
+                raise CorruptionError(
+                    "a file of the log is missing or its header is damaged",
+                    segment=segment,
+                    offset=0,
+                )
+        return [(self.there[segment], end) for segment, end in sorted(ends.items())]
+
+
+def listed_after(files: Iterable[ListedFile], retires: Iterable[Retire]) -> dict[int, int]:
+    """Where each file ends that counts beside a segment that lists ``files`` and holds these."""
+    ends = {file.segment: file.end for file in files}
+    for retire in retires:
+        for segment in retire.files:
+            ends.pop(segment, None)
+        if retire.copy:
+            ends[retire.copy] = retire.end
+    return ends
 
 
 def plan_log(disk: Disk, log: Path, uuid: bytes, salt: int) -> Plan:
@@ -115,14 +168,10 @@ def plan_log(disk: Disk, log: Path, uuid: bytes, salt: int) -> Plan:
     if not segments:
         raise CorruptionError("no log file has a header that checks", segment=1, offset=0)
     newest = segments[-1]
-    assert newest.header is not None
     for file in files:
         if file.segment > newest.segment and not file.is_copy and holds_batches(disk, file, salt):
             raise CorruptionError("the header does not check", segment=file.segment, offset=0)
-    there = {file.segment: file for file in files if file.header is not None}
-    named = [(there[end.segment], end.end) for end in newest.header.files if end.segment in there]
-    missing = tuple(end for end in newest.header.files if end.segment not in there)
-    return Plan(tuple(named), newest, missing)
+    return Plan({file.segment: file for file in files if file.header is not None}, newest)
 
 
 def holds_batches(disk: Disk, file: LogFile, salt: int) -> bool:
@@ -147,8 +196,22 @@ class Tail(NamedTuple):
     seq: int
 
 
+class Read(NamedTuple):
+    """What reading a file of the log gave.
+
+    Attributes:
+        tail: where its reading ended.
+        entry_bytes: bytes of the entries read.
+        last_seq: the highest seq of one of them, or of a segment that of its last batch.
+    """
+
+    tail: Tail
+    entry_bytes: int
+    last_seq: int
+
+
 class Replay:
-    """Applies the log to an empty index."""
+    """Applies the log to an index, by seq."""
 
     def __init__(self, disk: Disk, index: Index, salt: int) -> None:
         self._disk = disk
@@ -156,10 +219,15 @@ class Replay:
         self._salt = salt
         self._rows: dict[bytes, bytes] = {}
         self._contents: dict[bytes, bytes] = {}
-        self.entry_bytes: Counter[int] = Counter()
+        self.retires: list[Retire] = []
 
-    def file(self, file: LogFile, end: int | None) -> Tail:
+    def file(self, file: LogFile, end: int | None, start: Tail | None = None) -> Read:
         """Apply one file up to ``end``, or up to the first batch that does not check.
+
+        Args:
+            file: which.
+            end: where its batches end, or None for the active segment.
+            start: where to begin, for the first batch.
 
         Raises:
             CorruptionError: it does not check up to ``end``, or the entries do not fill a batch.
@@ -169,7 +237,9 @@ class Replay:
         fd = self._disk.open(file.path)
         try:
             reader = SegmentReader(self._disk, fd, file.segment, self._salt)
-            tail = self._replay(reader, Tail(file.start, 0, file.chain, header.after_seq), end)
+            first = start or Tail(file.start, 0, file.chain, header.after_seq)
+            read = self._replay(reader, first, end)
+            tail = read.tail
             vouched = reader.vouched_end(tail.offset, tail.seq) if end is None else end
         finally:
             self._disk.close(fd)
@@ -177,11 +247,11 @@ class Replay:
             raise CorruptionError(
                 "a batch does not check", segment=file.segment, offset=tail.offset
             )
-        return tail
+        return read if file.is_copy else read._replace(last_seq=tail.seq)
 
     def _replay(  # noqa: C901, PLR0912, PLR0915  # flat on the hot path
         self, reader: SegmentReader, tail: Tail, end: int | None
-    ) -> Tail:
+    ) -> Read:
         """Apply the batches that follow one another from ``tail``, up to the first that does not.
 
         The same as ``SegmentReader.batches`` and ``split_entries``, but flat, since this loop is
@@ -189,7 +259,7 @@ class Replay:
         """
         # Whole rebuild, single commits a CPU second: 80,000 in small steps, 190,000 so and packed.
         offset, last, chain, seq = tail
-        segment, size, salt, total = reader.segment, reader.size, self._salt, 0
+        segment, size, salt, total, highest = reader.segment, reader.size, self._salt, 0, 0
         rows, contents = self._rows, self._contents
         batch_at, entry_at, row_of = BATCH.unpack_from, ENTRY.unpack_from, ROW_AND_KIND.pack
         while end is None or offset < end:
@@ -223,12 +293,29 @@ class Replay:
                         raise misframed(segment, at)
                     known = rows.get(key)
                     if known is None or ROW.unpack_from(known)[3] <= its:
-                        rows[key] = row_of(segment, at, length, its, expires_ms, flags, kind)
+                        if kind == PUT and flags & IS_CONTENT:
+                            if value_length != CONTENT_REF.size:
+                                raise misframed(segment, at)
+                            row = ROW.pack(segment, at, length, its, expires_ms, flags)
+                            rows[key] = row + window[split : split + CONTENT_KEY.size] + PUT_BYTE
+                        else:
+                            rows[key] = row_of(segment, at, length, its, expires_ms, flags, kind)
                 elif kind == CONTENT:
                     if key_length != CONTENT_KEY.size or value_length < CONTENT_HEAD.size:
                         raise misframed(segment, at)
-                    (raw_length,) = CONTENT_HEAD.unpack_from(window, split)
-                    contents[key] = CONTENT_ROW.pack(segment, at, length, its, raw_length, 0)
+                    known = contents.get(key)
+                    if known is None or CONTENT_ROW.unpack(known)[3] <= its:
+                        (raw_length,) = CONTENT_HEAD.unpack_from(window, split)
+                        contents[key] = CONTENT_ROW.pack(segment, at, length, its, raw_length, 0)
+                elif kind == ORIGINS:
+                    total -= length
+                elif kind == RETIRE:
+                    said = decode_retire(window[split : split + value_length])
+                    if said is None:
+                        raise misframed(segment, at)
+                    self.retires.append(said)
+                if its > highest:  # noqa: PLR1730  # a call would cost more
+                    highest = its
                 here += length
             if here != stop:
                 raise misframed(segment, base + here)
@@ -236,8 +323,7 @@ class Replay:
             last, offset, chain, seq = offset, base + stop, checksum, number
             if len(rows) > CHUNK:
                 self.flush()
-        self.entry_bytes[segment] += total
-        return Tail(offset, last, chain, seq)
+        return Read(Tail(offset, last, chain, seq), total, highest)
 
     def flush(self) -> None:
         """What was gathered goes into the index."""
@@ -252,7 +338,7 @@ class Replay:
         with index.writing() as txn:
             self._put_rows(txn, keys[:own], index.keydir)
             self._put_rows(txn, keys[own:], index.system)
-            txn.cursor(index.contents).putmulti(sorted(self._contents.items()))
+            self._put_contents(txn)
 
     def _put_rows(self, txn: Txn, keys: list[bytes], live: Any) -> None:
         """Rows of ``keys``, which are sorted, into ``live`` or into the tombstones."""
@@ -262,13 +348,23 @@ class Replay:
             stale = self._stale(txn, some, db, other)
             txn.cursor(db).putmulti((key, rows[key][:-1]) for key in some if key not in stale)
 
+    def _put_contents(self, txn: Txn) -> None:
+        contents, db = self._contents, self._index.contents
+        known = txn.cursor(db).getmulti(sorted(contents)) if txn.stat(db)["entries"] else ()
+        stale = {
+            key
+            for key, data in known
+            if CONTENT_ROW.unpack(data)[3] > CONTENT_ROW.unpack(contents[key])[3]
+        }
+        txn.cursor(db).putmulti(sorted((k, row) for k, row in contents.items() if k not in stale))
+
     def _stale(self, txn: Txn, keys: list[bytes], mine: Any, other: Any) -> set[bytes]:
         """Those of which the index has a newer row; the rest stand in ``other`` no more."""
         rows, stale = self._rows, set()
         for db in (mine, other):
             known = txn.cursor(db).getmulti(keys) if txn.stat(db)["entries"] else ()
             for key, data in known:
-                if ROW.unpack(data)[3] > ROW.unpack_from(rows[key])[3]:
+                if ROW.unpack_from(data)[3] > ROW.unpack_from(rows[key])[3]:
                     stale.add(key)
                 elif db is other:
                     txn.delete(key, db=other)
@@ -284,48 +380,68 @@ def misframed(segment: int, offset: int) -> CorruptionError:
 
 
 class Counting:
-    """Live bytes, references and expiries, over the rows that are live when all is applied."""
+    """Live bytes, references and expiries, over the rows that are live when all is applied.
 
-    def __init__(self, engine: Engine, index: Index) -> None:
-        self._engine = engine
+    Args:
+        index: which has its rows of keys and contents.
+        files: the ids of the files that count.
+    """
+
+    def __init__(self, index: Index, files: Collection[int]) -> None:
         self._index = index
+        self._files = files
         self._references: Counter[bytes] = Counter()
         self.live_bytes: Counter[int] = Counter()
 
     def run(self, txn: Txn) -> None:
         """Fill ``expiry`` and the references of ``contents``."""
-        index, live_bytes, unpack = self._index, self.live_bytes, ROW.unpack
-        expiries = []
-        for db in (index.keydir, index.system, index.tombstones):
-            for key, data in txn.cursor(db):
-                segment, offset, length, _, expires_ms, flags = unpack(data)
-                live_bytes[segment] += length
-                if db is not index.tombstones:
-                    if flags & IS_CONTENT:
-                        self._count(key, segment, offset, length)
-                    if expires_ms:
-                        expiries.append(expiry_key(expires_ms, key))
-        txn.cursor(index.expiry).putmulti([(expiry, b"") for expiry in sorted(expiries)])
+        index = self._index
+        txn.drop(index.expiry, delete=False)  # a checkpoint brings what expired long ago
+        expiries: list[tuple[bytes, bytes]] = []
+        for db in (index.keydir, index.system):
+            self._count(txn, db, expiries)
+        self._count_tombstones(txn)
+        txn.cursor(index.expiry).putmulti(sorted(expiries))
         self._set_references(txn)
 
-    def _count(self, key: bytes, segment: int, offset: int, length: int) -> None:
-        fd = self._engine.files.fd(segment)
-        entry = decode_entry(self._engine.disk.read(fd, length, offset))
-        if entry is None or entry.key != key or len(entry.value) != CONTENT_REF.size:
-            raise CorruptionError("an entry does not check", segment=segment, offset=offset)
-        self._references[entry.value[: CONTENT_KEY.size]] += 1
+    def _count(self, txn: Txn, db: Any, expiries: list[tuple[bytes, bytes]]) -> None:
+        live_bytes, unpack = self.live_bytes, ROW.unpack_from
+        for key, data in txn.cursor(db):
+            segment, _, length, _, expires_ms, flags = unpack(data)
+            live_bytes[segment] += length
+            if flags & IS_CONTENT:
+                self._references[content_key_in(data)] += 1
+            if expires_ms:
+                expiries.append((expiry_key(expires_ms, key), b""))
+        for segment in live_bytes.keys() - set(self._files):
+            raise CorruptionError("a record is missing from the log", segment=segment, offset=0)
+
+    def _count_tombstones(self, txn: Txn) -> None:
+        """Those of files that were retired since the checkpoint had nothing left to hide."""
+        tombstones, gone = self._index.tombstones, []
+        for key, data in txn.cursor(tombstones):
+            segment, _, length, *_ = ROW.unpack_from(data)
+            if segment in self._files:
+                self.live_bytes[segment] += length
+            else:
+                gone.append(key)
+        for key in gone:
+            txn.delete(key, db=tombstones)
 
     def _set_references(self, txn: Txn) -> None:
         contents = self._index.contents
         for key, data in list(txn.cursor(contents)):
             row = decode_content_row(data)
             count = self._references.pop(key, 0)
-            if count:
-                counted = row._replace(references=count)
-                txn.put(key, encode_content_row(counted), db=contents)
-                self.live_bytes[row.segment] += row.length
-            else:
+            if not count:
                 txn.delete(key, db=contents)
+            elif row.segment not in self._files:
+                raise CorruptionError(f"the content {key[:16].hex()} is missing from the log")
+            else:
+                if count != row.references:
+                    counted = row._replace(references=count)
+                    txn.put(key, encode_content_row(counted), db=contents)
+                self.live_bytes[row.segment] += row.length
         if self._references:
             key = next(iter(self._references))
             raise CorruptionError(f"the content {key[:16].hex()} is missing from the log")
@@ -347,48 +463,84 @@ def rebuild(engine: Engine, trust: Trust | None, *, fresh: bool) -> None:
     """
     disk = engine.disk
     plan = plan_log(disk, engine.log_path, engine.identity.uuid, engine.salt)
-    if plan.missing:
-        raise CorruptionError(
-            "a file of the log is missing or its header is damaged",
-            segment=plan.missing[0].segment,
-            offset=0,
-        )
     beside = engine.index_path.with_name("index.new")
-    remove_index(disk, beside)
-    disk.make_directory(beside)
-    index = Index(beside, engine.options.index_map_bytes)
     try:
-        meta, named = _build(engine, index, plan, trust, fresh=fresh)
-    except BaseException as error:
-        translated = index.error(error, "building") if isinstance(error, LmdbError) else None
-        index.close()
+        try:
+            meta, named = _build(engine, beside, plan, trust, fresh=fresh, from_checkpoint=True)
+        except CorruptionError:
+            if not engine.checkpoint_path.exists():
+                raise
+            meta, named = _build(engine, beside, plan, trust, fresh=fresh, from_checkpoint=False)
+    except BaseException:
         remove_index(disk, beside)
-        if translated is not None:
-            raise translated from error
         raise
-    index.close()
     disk.unlink(engine.trust_path)
     remove_index(disk, engine.index_path)
     disk.rename(beside, engine.index_path)
     disk.sync_directory(engine.path)
     write_trust(engine, meta, clean=False)
-    for segment, path in list_files(disk, engine.log_path).items():
+    remove_unnamed(disk, engine.log_path, named)
+
+
+def remove_unnamed(disk: Disk, log: Path, named: Collection[int]) -> None:
+    """Remove what a creation or a compaction left that was cut, and what was retired."""
+    for segment, path in list_files(disk, log).items():
         if segment not in named:
             disk.unlink(path)
+    for name in disk.names(log):
+        if name.endswith(".tmp"):
+            disk.unlink(log / name)
 
 
-def _build(
+def _build(  # noqa: PLR0913
+    engine: Engine,
+    beside: Path,
+    plan: Plan,
+    trust: Trust | None,
+    *,
+    fresh: bool,
+    from_checkpoint: bool,
+) -> tuple[Meta, set[int]]:
+    """A new index at ``beside``; where the log ends now, and which files belong to it."""
+    disk = engine.disk
+    remove_index(disk, beside)
+    disk.make_directory(beside)
+    if from_checkpoint:
+        unpack_checkpoint(engine, beside)
+    index = Index(beside, engine.options.index_map_bytes)
+    try:
+        return _fill(engine, index, plan, trust, fresh=fresh)
+    except LmdbError as error:
+        raise index.error(error, "building") from error
+    finally:
+        index.close()
+
+
+def _fill(
     engine: Engine, index: Index, plan: Plan, trust: Trust | None, *, fresh: bool
 ) -> tuple[Meta, set[int]]:
-    """Fill the index; where the log ends now, and which files belong to it."""
+    """Apply the log to an index that is empty or a checkpoint's."""
+    with index.reading() as txn:
+        known = get_meta(txn)
+        rows = {} if known is None else dict(listed_segments(txn))
+    if known is not None:
+        _check_history(known, plan)
+        rows[known.segment] = filled(rows[known.segment], known)
     replay = Replay(engine.disk, index, engine.salt)
-    for file, end in plan.files:
-        replay.file(file, end)
-    tail = replay.file(plan.newest, None)
+    read = {plan.newest.segment: replay.file(plan.newest, None, _start(plan.newest, known))}
+    tail = read[plan.newest.segment].tail
     _check_clean_end(engine, plan, tail, trust)
+    floor_seq = max([plan.header.floor_seq, *(retire.floor_seq for retire in replay.retires)])
+    listed = plan.listed(replay.retires)
+    for file, end in listed:
+        if file.is_copy:
+            if file.segment not in rows:
+                read[file.segment] = replay.file(file, end)
+        elif known is None or file.segment >= known.segment:
+            read[file.segment] = replay.file(file, end, _start(file, known))
     replay.flush()
-    ends = [*plan.files, (plan.newest, tail.offset)]
-    growing(index, lambda: _account(engine, index, ends, replay.entry_bytes))
+    ends = [*listed, (plan.newest, tail.offset)]
+    growing(index, lambda: _account(index, ends, rows, read))
     engine.timelines = plan.header.timelines
     meta = Meta(
         plan.newest.segment,
@@ -403,25 +555,60 @@ def _build(
     )
     named = {file.segment for file, _ in ends}
     with index.writing() as txn:
+        put_floor(txn, floor_seq)
         if not fresh:
             meta, named = _begin_timeline(engine, txn, meta, ends)
         put_meta(txn, meta)
     return meta, named
 
 
+def _check_history(known: Meta, plan: Plan) -> None:
+    """Refuse a checkpoint of another history, or of a place that the log does not have."""
+    began = [t.timeline for t in plan.header.timelines if t.after_seq <= known.seq]
+    if not began or began[-1] != known.timeline or known.segment > plan.newest.segment:
+        raise CorruptionError("the checkpoint belongs to another history of the store")
+
+
+def _start(file: LogFile, known: Meta | None) -> Tail | None:
+    """Where the reading of a segment begins: where the checkpoint stands, or at its first batch."""
+    if known is None or file.segment != known.segment:
+        return None
+    return Tail(known.offset, known.last, known.chain, known.seq)
+
+
 def _account(
-    engine: Engine, index: Index, ends: list[tuple[LogFile, int]], entry_bytes: Counter[int]
+    index: Index,
+    ends: list[tuple[LogFile, int]],
+    rows: dict[int, SegmentRow],
+    read: dict[int, Read],
 ) -> None:
-    """References, expiries, and a row for each file."""
-    counting = Counting(engine, index)
+    """References, expiries, and a row for each file.
+
+    Args:
+        index: whose rows.
+        ends: the files that count and where each ends.
+        rows: what the checkpoint knew of some of them.
+        read: what reading some of them, or their ends, gave.
+    """
+    counting = Counting(index, {file.segment for file, _ in ends})
     with index.writing() as txn:
         counting.run(txn)
+        for segment in [*dict(all_segments(txn)), *all_retired(txn)]:
+            txn.delete(segment_key(segment))
+            drop_retired(txn, segment)
         for file, end in ends:
-            assert file.header is not None
-            dead = entry_bytes[file.segment] - counting.live_bytes[file.segment]
+            segment, header = file.segment, file.header
+            assert header is not None
+            row = rows.get(segment)
+            entry_bytes, last_seq = (0, 0) if row is None else (row.entry_bytes, row.last_seq)
+            if segment in read:
+                entry_bytes += read[segment].entry_bytes
+                last_seq = max(last_seq, read[segment].last_seq)
+            after_seq = header.judged_seq if file.is_copy else header.after_seq
             kind = FileKind.COPY if file.is_copy else FileKind.SEGMENT
-            row = SegmentRow(file.start, end, file.header.after_seq, dead, kind)
-            put_segment(txn, file.segment, row)
+            dead = entry_bytes - counting.live_bytes[segment]
+            filled_to = (file.start, end, after_seq, last_seq, entry_bytes, dead)
+            put_segment(txn, segment, SegmentRow(*filled_to, kind, LISTED))
 
 
 def _check_clean_end(engine: Engine, plan: Plan, tail: Tail, trust: Trust | None) -> None:
@@ -454,9 +641,9 @@ def _begin_timeline(
             txn.delete(segment_key(file.segment))
     kept = tuple(t for t in engine.timelines if t.after_seq < meta.seq)
     engine.timelines = (*kept, Timeline(secrets.randbits(64), meta.seq))
-    header = new_header(engine, meta, files)
+    header = new_header(engine, meta, files, get_floor(txn))
     _, chain, start = create_file(disk, engine.log_path, header)
-    put_segment(txn, header.segment, SegmentRow(start, start, meta.seq, 0, FileKind.SEGMENT))
+    put_segment(txn, header.segment, empty_row(start, meta.seq))
     begun = meta._replace(
         segment=header.segment,
         offset=start,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from kvsage.engine.rebuild import rebuild
+from kvsage.engine.rebuild import listed_after, rebuild
 from kvsage.engine.rotation import adopt, new_header
 from kvsage.engine.trust import looks_trusted, write_trust
 from kvsage.errors import CorruptionError, KvsageError, PoisonedError, StoreLockedError
@@ -30,13 +30,14 @@ from kvsage.log.format import (
     END_BYTES,
     EndMark,
     ListedFile,
+    Retire,
     decode_end,
     encode_batch,
     encode_end,
     encode_header,
     place,
 )
-from kvsage.log.reader import Batch, SegmentReader
+from kvsage.log.reader import Batch, SegmentReader, retires_in
 from kvsage.log.segment import read_header
 from kvsage.log.writer import create_file, make_room
 
@@ -201,10 +202,12 @@ def write_anew(engine: Engine, meta: Meta) -> None:
     old, old_chain, cut = found
     reader = SegmentReader(disk, fd, meta.segment, engine.salt)
     behind: list[Batch] = []
+    retires: list[Retire] = []
     seq, chain = old.after_seq, old_chain
     for batch in reader.batches(cut, old_chain, old.after_seq):
         if batch.header.seq <= meta.flushed_seq:
             cut, seq, chain = batch.end, batch.header.seq, batch.header.checksum
+            retires += retires_in(batch)
         else:
             behind.append(batch)
     if seq < meta.flushed_seq:
@@ -213,16 +216,25 @@ def write_anew(engine: Engine, meta: Meta) -> None:
         # The flush that failed was of a commit that was made void: all there is, is on disk.
         return
     engine.timelines = old.timelines
-    files = (*old.files, ListedFile(meta.segment, cut))
-    header = new_header(engine, meta._replace(seq=seq, chain=chain), files)
+    ends = {**listed_after(old.files, retires), meta.segment: cut}
+    files = tuple(ListedFile(segment, end) for segment, end in sorted(ends.items()))
+    floor_seq = max([old.floor_seq, *(retire.floor_seq for retire in retires)])
+    header = new_header(engine, meta._replace(seq=seq, chain=chain), files, floor_seq)
+    moved = _chained(engine, header, behind, seq)
+    create_file(disk, engine.log_path, header, moved)
+
+
+def _chained(
+    engine: Engine, header: SegmentHeader, batches: list[Batch], flushed_seq: int
+) -> bytes:
+    """The bytes of ``batches`` as they stand behind a header, one chained to the other."""
     encoded = encode_header(header)
     start, chain = len(encoded), int.from_bytes(encoded[-CHECKSUM_BYTES:], "little")
     pieces: list[bytes] = []
-    for batch in behind:
-        moved = batch.header._replace(flushed_seq=seq, chain=chain)
-        chain, head, rest = encode_batch(
-            moved, batch.body, place(engine.salt, header.segment, start)
-        )
+    for batch in batches:
+        moved = batch.header._replace(flushed_seq=flushed_seq, chain=chain)
+        seed = place(engine.salt, header.segment, start)
+        chain, head, rest = encode_batch(moved, batch.body, seed)
         pieces += (head, rest)
         start += len(head) + len(rest)
-    create_file(disk, engine.log_path, header, b"".join(pieces))
+    return b"".join(pieces)

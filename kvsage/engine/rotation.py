@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 from kvsage.engine.content import hold, release
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import ContentRow, encode_content_row
-from kvsage.index.keydir import set_deleted, set_live
+from kvsage.index.keydir import ROW, content_key_in, set_deleted, set_live
 from kvsage.index.segments import (
+    LISTED,
     Meta,
     SegmentRow,
     add_dead,
-    all_segments,
+    get_floor,
     get_segment,
+    listed_segments,
+    put_floor,
+    put_retired,
     put_segment,
 )
 from kvsage.log.format import (
@@ -30,20 +34,23 @@ from kvsage.log.format import (
     DELETE,
     IS_CONTENT,
     PUT,
+    RETIRE,
     FileKind,
     ListedFile,
+    LogEntry,
     SegmentHeader,
     decode_entry,
+    decode_retire,
     possible,
     split_entries,
 )
 from kvsage.log.reader import Batch, SegmentReader
-from kvsage.log.segment import inspect, list_files
+from kvsage.log.segment import inspect, list_files, next_segment
 from kvsage.log.writer import create_file
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
-    from kvsage.index.env import Txn
+    from kvsage.index.env import Index, Txn
 
 
 def adopt(engine: Engine, txn: Txn, meta: Meta) -> Meta:
@@ -93,9 +100,8 @@ def _enter_segment(txn: Txn, meta: Meta, header: SegmentHeader, place_: tuple[in
     chain, start = place_
     sealed = get_segment(txn, meta.segment)
     assert sealed is not None
-    put_segment(txn, meta.segment, sealed._replace(end=meta.offset))
-    row = SegmentRow(start, start, header.after_seq, 0, FileKind.SEGMENT)
-    put_segment(txn, header.segment, row)
+    put_segment(txn, meta.segment, filled(sealed, meta))
+    put_segment(txn, header.segment, empty_row(start, header.after_seq))
     return meta._replace(
         segment=header.segment,
         offset=start,
@@ -104,6 +110,31 @@ def _enter_segment(txn: Txn, meta: Meta, header: SegmentHeader, place_: tuple[in
         flushed_seq=meta.seq,
         timeline=header.timeline,
     )
+
+
+def empty_row(start: int, after_seq: int) -> SegmentRow:
+    """The row of a segment that holds nothing yet."""
+    return SegmentRow(start, start, after_seq, after_seq, 0, 0, FileKind.SEGMENT, LISTED)
+
+
+def filled(row: SegmentRow, meta: Meta) -> SegmentRow:
+    """The row of the active segment, as filled as it is; it holds one batch for each commit."""
+    batches = meta.seq - row.after_seq
+    entry_bytes = meta.offset - row.start - batches * BATCH_BYTES
+    return row._replace(end=meta.offset, last_seq=meta.seq, entry_bytes=entry_bytes)
+
+
+def retire(txn: Txn, value: bytes) -> None:
+    """Let files count no more and the copy in their place count, as a RETIRE entry says."""
+    said = decode_retire(value)
+    assert said is not None
+    if said.copy:
+        row = get_segment(txn, said.copy)
+        assert row is not None
+        put_segment(txn, said.copy, row._replace(state=LISTED))
+    for segment in said.files:
+        put_retired(txn, segment)
+    put_floor(txn, said.floor_seq)
 
 
 def begin_segment(engine: Engine, txn: Txn, meta: Meta) -> Meta:
@@ -117,26 +148,28 @@ def begin_segment(engine: Engine, txn: Txn, meta: Meta) -> Meta:
     fd = engine.files.fd(meta.segment)
     disk.truncate(fd, meta.offset)
     engine.flush_log(fd, whole=True)
-    files = [ListedFile(segment, row.end) for segment, row in all_segments(txn)]
-    files = [file for file in files if file.segment != meta.segment]
-    files.append(ListedFile(meta.segment, meta.offset))
-    header = new_header(engine, meta, tuple(sorted(files)))
+    files = [
+        ListedFile(segment, meta.offset if segment == meta.segment else row.end)
+        for segment, row in listed_segments(txn)
+    ]
+    header = new_header(engine, meta, tuple(files), get_floor(txn))
     _, chain, start = create_file(disk, engine.log_path, header)
     return _enter_segment(txn, meta, header, (chain, start))
 
 
-def new_header(engine: Engine, meta: Meta, files: tuple[ListedFile, ...]) -> SegmentHeader:
+def new_header(
+    engine: Engine, meta: Meta, files: tuple[ListedFile, ...], floor_seq: int
+) -> SegmentHeader:
     """The header of the next segment behind ``meta``, in the engine's newest timeline."""
-    taken = list_files(engine.disk, engine.log_path)
     return SegmentHeader(
         FileKind.SEGMENT,
         engine.identity.uuid,
-        max(taken, default=0) + 1,
+        next_segment(engine.disk, engine.log_path),
         secrets.randbits(64),
         engine.timelines[-1].timeline,
         meta.seq,
         meta.chain,
-        0,
+        floor_seq,
         max(0, int(engine.clock() * 1000)),
         files,
         engine.timelines,
@@ -145,26 +178,36 @@ def new_header(engine: Engine, meta: Meta, files: tuple[ListedFile, ...]) -> Seg
 
 def _apply(engine: Engine, txn: Txn, segment: int, batch: Batch) -> None:
     """Rows for the entries of a batch that is newer than everything in the index."""
-    index = engine.index
     dead: dict[int, int] = {}
     for offset, framed in split_entries(batch.body, batch.header.entries):
         entry = decode_entry(framed)
         at = batch.offset + BATCH_BYTES + offset
         if entry is None or not possible(entry):
             raise CorruptionError("an entry does not check", segment=segment, offset=at)
-        row = (segment, at, len(framed), entry.seq, entry.expires_ms, entry.flags)
-        if entry.kind == CONTENT:
+        if entry.kind == RETIRE:
+            retire(txn, entry.value)
+            dead[segment] = dead.get(segment, 0) + len(framed)
+        elif entry.kind == CONTENT:
             (raw_length,) = CONTENT_HEAD.unpack_from(entry.value)
             content = ContentRow(segment, at, len(framed), entry.seq, raw_length, 0)
-            txn.put(entry.key, encode_content_row(content), db=index.contents)
-            continue
-        if entry.kind not in {PUT, DELETE}:
-            continue
-        holds = entry.kind == PUT and entry.flags & IS_CONTENT
-        if holds and not hold(index, txn, entry.value[: CONTENT_KEY.size]):
-            raise CorruptionError("a content is missing", segment=segment, offset=at)
-        set_row = set_live if entry.kind == PUT else set_deleted
-        old = set_row(index, txn, entry.key, row, dead)
-        if old is not None and old[5] & IS_CONTENT:
-            release(engine, txn, entry.key, old, dead)
+            txn.put(entry.key, encode_content_row(content), db=engine.index.contents)
+        elif entry.kind in {PUT, DELETE}:
+            _apply_key(engine.index, txn, entry, (segment, at, len(framed)), dead)
     add_dead(txn, dead)
+
+
+def _apply_key(
+    index: Index, txn: Txn, entry: LogEntry, place: tuple[int, int, int], dead: dict[int, int]
+) -> None:
+    """The row of a PUT or DELETE at ``place``: file id, offset, length."""
+    row = ROW.pack(*place, entry.seq, entry.expires_ms, entry.flags)
+    if entry.kind == PUT and entry.flags & IS_CONTENT:
+        reference = entry.value[: CONTENT_KEY.size]
+        if not hold(index, txn, reference):
+            raise CorruptionError("a content is missing", segment=place[0], offset=place[1])
+        row += reference
+    set_row = set_live if entry.kind == PUT else set_deleted
+    before = set_row(index, txn, entry.key, row, dead)
+    held = None if before is None else content_key_in(before)
+    if held:
+        release(index, txn, held, dead)

@@ -235,6 +235,17 @@ class Index:
         rows = [line.split() for line in self.env.readers().splitlines()[1:] if line.strip()]
         return [(int(pid), None if txn == "-" else int(txn)) for pid, _, txn in rows]
 
+    def copy(self, txn: Txn, fd: int) -> None:
+        """A compact copy of what a read transaction sees, into a file from its beginning."""
+        try:
+            self.env.copyfd(fd, compact=True, txn=txn)
+        except lmdb.Error as error:
+            raise self.error(error, "copying") from error
+
+    def last_transaction(self) -> int:
+        """The number of the last committed transaction."""
+        return int(self.env.info()["last_txnid"])
+
     def sync(self) -> None:
         """Everything onto the disk."""
         try:

@@ -1,7 +1,9 @@
 """Rows of the keydir: where the newest entry of a key lies.
 
 The same row stands in ``keydir`` (the caller's keys), ``system`` (kvsage's own, which begin with
-0xff and so are no UTF-8) and ``tombstones`` (deleted keys; ``flags`` says why).
+0xff and so are no UTF-8) and ``tombstones`` (deleted keys; ``flags`` says why). Behind the row of
+an entry that refers to a content stands the content key, so that a reference can be counted without
+reading the log.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 StructError = struct.error
 ROW = Struct("<IIIQQB")
 assert ROW.size == 29
+ROW_LENGTHS = (ROW.size, ROW.size + 18)  # without and with a content key
+_row = ROW.unpack_from
 
 SYSTEM = 0xFF
 CONTENT_ROOT = bytes((SYSTEM,)) + b"c"
@@ -42,61 +46,61 @@ def decode_row(data: bytes) -> Row:
     Raises:
         CorruptionError: a row of another length.
     """
-    try:
-        return Row._make(ROW.unpack(data))
-    except StructError as error:
-        raise damaged(error) from error
+    if len(data) not in ROW_LENGTHS:
+        raise damaged(StructError(f"a row of {len(data)} bytes"))
+    return Row._make(_row(data))
 
 
-def damaged(error: StructError) -> CorruptionError:
+def damaged(error: struct.error) -> CorruptionError:
     """The error of a row that is no row: a flipped bit in a page may change a length."""
     return CorruptionError(f"the index is damaged ({error}); repair builds it anew")
 
 
-def set_live(
-    index: Index, txn: Txn, key: bytes, row: tuple[int, ...], dead: dict[int, int]
-) -> tuple[int, ...] | None:
+def content_key_in(data: bytes) -> bytes:
+    """The content key in the row of an entry that refers to a content; empty in any other row."""
+    return data[ROW.size :]
+
+
+def set_live(index: Index, txn: Txn, key: bytes, row: bytes, dead: dict[int, int]) -> bytes | None:
     """Let ``key`` lead to ``row``; the row it led to before.
 
     Args:
         index: whose databases.
         txn: a write transaction.
         key: of the entry.
-        row: the fields of a ``Row``.
+        row: a packed ``Row``, and the content key where the entry refers to a content.
         dead: where the bytes that nothing refers to any more are counted, by file id.
     """
-    data = txn.replace(key, ROW.pack(*row), index.system if key[0] == SYSTEM else index.keydir)
-    expires_ms = row[4]
+    before = txn.replace(key, row, index.system if key[0] == SYSTEM else index.keydir)
+    expires_ms = _row(row)[4]
     if expires_ms:
         txn.put(EXPIRY.pack(expires_ms) + key, b"", db=index.expiry)
-    if data is None:
+    if before is None:
         buried = txn.pop(key, index.tombstones)
         if buried is not None:
-            segment, _, length, _, _, _ = ROW.unpack(buried)
+            segment, _, length, _, _, _ = _row(buried)
             dead[segment] = dead.get(segment, 0) + length
         return None
-    old = ROW.unpack(data)
-    segment, _, length, _, old_expires_ms, _ = old
+    segment, _, length, _, old_expires_ms, _ = _row(before)
     dead[segment] = dead.get(segment, 0) + length
     if old_expires_ms and old_expires_ms != expires_ms:
         txn.delete(EXPIRY.pack(old_expires_ms) + key, db=index.expiry)
-    return old
+    return before
 
 
 def set_deleted(
-    index: Index, txn: Txn, key: bytes, row: tuple[int, ...], dead: dict[int, int]
-) -> tuple[int, ...] | None:
+    index: Index, txn: Txn, key: bytes, row: bytes, dead: dict[int, int]
+) -> bytes | None:
     """Let ``key`` be absent, with its tombstone at ``row``; the row it led to before."""
-    buried = txn.replace(key, ROW.pack(*row), index.tombstones)
+    buried = txn.replace(key, row, index.tombstones)
     if buried is not None:
-        segment, _, length, _, _, _ = ROW.unpack(buried)
+        segment, _, length, _, _, _ = _row(buried)
         dead[segment] = dead.get(segment, 0) + length
-    data = txn.pop(key, index.system if key[0] == SYSTEM else index.keydir)
-    if data is None:
+    before = txn.pop(key, index.system if key[0] == SYSTEM else index.keydir)
+    if before is None:
         return None
-    old = ROW.unpack(data)
-    segment, _, length, _, old_expires_ms, _ = old
+    segment, _, length, _, old_expires_ms, _ = _row(before)
     dead[segment] = dead.get(segment, 0) + length
     if old_expires_ms:
         txn.delete(EXPIRY.pack(old_expires_ms) + key, db=index.expiry)
-    return old
+    return before

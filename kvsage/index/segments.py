@@ -84,25 +84,37 @@ def put_meta(txn: Txn, meta: Meta) -> None:
 
 SEGMENT_PREFIX = b"segment:"
 SEGMENT_ID = Struct(">I")
-SEGMENT_ROW = Struct("<IIQQB")
+SEGMENT_ROW = Struct("<IIQQQQBB")
+assert SEGMENT_ROW.size == 42
+
+LISTED, JOINING = 0, 1
+"""State of a file: it counts, or it is a copy that rows lead to and no RETIRE names yet."""
 
 
 class SegmentRow(NamedTuple):
     """One file of the log.
 
+    Of the active segment ``end``, ``last_seq`` and ``entry_bytes`` are set when it is sealed.
+
     Attributes:
         start: where its batches begin.
-        end: where they end; of the active segment, where they ended when it was last opened.
-        after_seq: number of the last commit before it.
-        dead_bytes: bytes of its entries that nothing refers to.
+        end: where they end.
+        after_seq: number of the last commit before it; of a copy, where compaction began to judge.
+        last_seq: the highest seq of an entry in it.
+        entry_bytes: bytes of its entries; of a copy without ORIGINS, which nothing refers to.
+        dead_bytes: how many of those nothing refers to any more.
         kind: of ``log.format.FileKind``.
+        state: LISTED or JOINING.
     """
 
     start: int
     end: int
     after_seq: int
+    last_seq: int
+    entry_bytes: int
     dead_bytes: int
     kind: int
+    state: int
 
 
 def segment_key(segment: int) -> bytes:
@@ -127,15 +139,67 @@ def add_dead(txn: Txn, dead: dict[int, int]) -> None:
         key = SEGMENT_PREFIX + SEGMENT_ID.pack(segment)
         data = txn.get(key)
         if data is not None:
-            start, end, after_seq, dead_bytes, kind = SEGMENT_ROW.unpack(data)
-            txn.put(key, SEGMENT_ROW.pack(start, end, after_seq, dead_bytes + count, kind))
+            at = DEAD_BYTES_AT
+            (dead_bytes,) = DEAD_BYTES.unpack_from(data, at)
+            total = DEAD_BYTES.pack(dead_bytes + count)
+            txn.put(key, data[:at] + total + data[at + len(total) :])
+
+
+DEAD_BYTES = Struct("<Q")
+DEAD_BYTES_AT = Struct("<IIQQQ").size
 
 
 def all_segments(txn: Txn) -> Iterator[tuple[int, SegmentRow]]:
-    """Every file's id and row, in the order of the ids."""
+    """Every file's id and row, in the order of the ids, joining copies too."""
+    for segment, data in _numbered(txn, SEGMENT_PREFIX):
+        yield segment, decode_segment_row(data)
+
+
+def listed_segments(txn: Txn) -> Iterator[tuple[int, SegmentRow]]:
+    """Id and row of every file that counts, in the order of the ids."""
+    return ((segment, row) for segment, row in all_segments(txn) if row.state == LISTED)
+
+
+def _numbered(txn: Txn, prefix: bytes) -> Iterator[tuple[int, bytes]]:
     cursor = txn.cursor()
-    found = cursor.set_range(SEGMENT_PREFIX)
-    while found and cursor.key().startswith(SEGMENT_PREFIX):
-        segment = int(SEGMENT_ID.unpack(cursor.key()[len(SEGMENT_PREFIX) :])[0])
-        yield segment, decode_segment_row(cursor.value())
+    found = cursor.set_range(prefix)
+    while found and cursor.key().startswith(prefix):
+        yield int(SEGMENT_ID.unpack(cursor.key()[len(prefix) :])[0]), cursor.value()
         found = cursor.next()
+
+
+# -- files that count no more, and what compaction dropped ----------------------------------------
+
+RETIRED_PREFIX = b"retired:"
+RETIRED = Struct("<Q")
+FLOOR_KEY = b"floor"
+FLOOR = Struct("<Q")
+
+
+def put_retired(txn: Txn, segment: int) -> None:
+    """A file counts no more from this write transaction on; readers before it may need it."""
+    txn.delete(segment_key(segment))
+    txn.put(RETIRED_PREFIX + SEGMENT_ID.pack(segment), RETIRED.pack(txn.id()))
+
+
+def drop_retired(txn: Txn, segment: int) -> None:
+    """A retired file has been removed."""
+    txn.delete(RETIRED_PREFIX + SEGMENT_ID.pack(segment))
+
+
+def all_retired(txn: Txn) -> dict[int, int]:
+    """By file id, the number of LMDB's transaction that retired it."""
+    rows = _numbered(txn, RETIRED_PREFIX)
+    return {segment: int(RETIRED.unpack(data)[0]) for segment, data in rows}
+
+
+def get_floor(txn: Txn) -> int:
+    """The highest seq of a deletion that compaction has dropped."""
+    data = txn.get(FLOOR_KEY)
+    return 0 if data is None else int(FLOOR.unpack(data)[0])
+
+
+def put_floor(txn: Txn, seq: int) -> None:
+    """Raise the floor to ``seq``."""
+    if seq > get_floor(txn):
+        txn.put(FLOOR_KEY, FLOOR.pack(seq))

@@ -11,8 +11,9 @@ Rules:
 - A batch names the checksum of what stands before it (the header, or the previous batch), so a
   stale batch behind a rewritten tail does not follow.
 - In a segment the batches are numbered by the store's seq, one more each time, and every entry
-  bears the number of its batch. In a compacted copy the batches are numbered from 1, and every
-  entry keeps the seq that it was written with.
+  bears the number of its batch. In a compacted copy the batches are numbered from 1, every entry
+  keeps the seq that it was written with, and each batch begins with an ORIGINS entry, which says
+  of every entry behind it which one of its commit it was and when that was.
 """
 
 from __future__ import annotations
@@ -122,9 +123,11 @@ class SegmentHeader(NamedTuple):
         timeline: in which its batches are numbered.
         after_seq: the seq of the last commit before this file (0 in a copy).
         chain: checksum of the batch with that seq, or 0.
-        judged_seq: of a copy, the seq at which compaction began to judge (0 in a segment).
+        judged_seq: of a copy, the seq at which compaction began to judge; of a segment, the seq
+            up to which deletions may have been dropped (see ``floor_seq``).
         created_ms: when.
-        files: the other files of the log, in the order of their ids.
+        files: of a segment, the other files of the log, in the order of their ids; of a copy, the
+            files whose live entries it holds.
         timelines: every timeline so far, in order.
     """
 
@@ -139,6 +142,11 @@ class SegmentHeader(NamedTuple):
     created_ms: int
     files: tuple[ListedFile, ...]
     timelines: tuple[Timeline, ...]
+
+    @property
+    def floor_seq(self) -> int:
+        """Of a segment: no deletion after this seq had been dropped when it was made."""
+        return self.judged_seq if self.kind == FileKind.SEGMENT else 0
 
 
 def encode_header(header: SegmentHeader) -> bytes:
@@ -223,9 +231,9 @@ ENTRY_BODY = Struct("<QQIHBB")  # the same without the checksum, as the writer p
 ENTRY_BYTES = 32
 assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
 
-PUT, DELETE, CONTENT, RETIRE = 1, 2, 3, 4
+PUT, DELETE, CONTENT, RETIRE, ORIGINS = 1, 2, 3, 4, 5
 ENTRY_KEY_BYTES_MAX = 480
-KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE))
+KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE, ORIGINS))
 
 # flags of a PUT: how its value is encoded, and whether it is here or stored once as content
 CODEC_MASK = 0x07
@@ -240,7 +248,9 @@ STORED_RAW, STORED_ZSTD = 0, 1
 CONTENT_KEY = Struct("<16sH")  # xxh3_128 of the raw bytes, and which of those that share it
 CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
 CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
-RETIRE_BODY = Struct("<II")  # file retired, file that took its place (0: none)
+RETIRE_HEAD = Struct("<IIQ")  # copy (0: none), its end, floor seq; the ids of the retired follow
+RETIRED_FILE = Struct("<I")
+ORIGIN = Struct("<IQ")  # which entry of its commit an entry was, and when that was, ms
 assert CONTENT_KEY.size == 18
 assert CONTENT_REF.size == 26
 
@@ -262,7 +272,41 @@ def possible(entry: LogEntry) -> bool:
         return len(entry.key) == CONTENT_KEY.size and len(entry.value) >= CONTENT_HEAD.size
     if entry.kind == PUT and entry.flags & IS_CONTENT and len(entry.value) != CONTENT_REF.size:
         return False
-    return 0 < len(entry.key) <= ENTRY_KEY_BYTES_MAX or entry.kind == RETIRE
+    if entry.kind == RETIRE:
+        return decode_retire(entry.value) is not None
+    return 0 < len(entry.key) <= ENTRY_KEY_BYTES_MAX or entry.kind == ORIGINS
+
+
+class Retire(NamedTuple):
+    """What a RETIRE entry says: files of the log that count no more.
+
+    Attributes:
+        copy: id of the copy that holds what was live in them, or 0 where nothing was.
+        end: where the copy's batches end.
+        floor_seq: the highest seq of a deletion dropped so far.
+        files: the ids of the files.
+    """
+
+    copy: int
+    end: int
+    floor_seq: int
+    files: tuple[int, ...]
+
+
+def encode_retire(retire: Retire) -> bytes:
+    """The value of a RETIRE entry."""
+    copy, end, floor_seq, files = retire
+    return RETIRE_HEAD.pack(copy, end, floor_seq) + b"".join(map(RETIRED_FILE.pack, files))
+
+
+def decode_retire(value: bytes) -> Retire | None:
+    """What the value of a RETIRE entry says; None where it is none."""
+    length = len(value) - RETIRE_HEAD.size
+    if length < RETIRED_FILE.size or length % RETIRED_FILE.size:
+        return None
+    files = tuple(segment for (segment,) in RETIRED_FILE.iter_unpack(value[RETIRE_HEAD.size :]))
+    copy, end, floor_seq = RETIRE_HEAD.unpack_from(value)
+    return Retire(copy, end, floor_seq, files)
 
 
 def encode_entry(entry: LogEntry) -> bytes:

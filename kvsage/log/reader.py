@@ -18,10 +18,15 @@ from kvsage.log.format import (
     CHECKSUM_BYTES,
     END_BYTES,
     END_MAGIC_BYTES,
+    ENTRY_BYTES,
     MAGIC_OFFSET,
+    RETIRE,
     BatchHeader,
+    Retire,
     decode_batch_header,
     decode_end,
+    decode_entry,
+    decode_retire,
     place,
 )
 
@@ -44,6 +49,15 @@ class Batch(NamedTuple):
     def end(self) -> int:
         """Where the next one stands."""
         return self.offset + BATCH_BYTES + self.header.length
+
+
+def retires_in(batch: Batch) -> list[Retire]:
+    """What the RETIRE entry of a batch says; it stands in a batch of its own."""
+    if batch.header.entries != 1 or len(batch.body) < ENTRY_BYTES:
+        return []
+    entry = decode_entry(batch.body)
+    said = decode_retire(entry.value) if entry is not None and entry.kind == RETIRE else None
+    return [] if said is None else [said]
 
 
 class SegmentReader:

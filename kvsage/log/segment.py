@@ -1,7 +1,8 @@
 """Log files: their names, and what their headers say.
 
-The newest segment whose header checks decides which files count: those that it lists, and itself.
-Files that nothing names are left from a creation that was cut, and do not count.
+The newest segment whose header checks decides which files count: those that it lists, and itself;
+from then on the RETIRE entries in it put a copy in the place of some of them. Files that nothing
+names are left from a creation or a compaction that was cut, and do not count.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kvsage.fs import Disk
 
 NAME = re.compile(r"([0-9]{10})\.(seg|cpy)")
+TAKEN = re.compile(r"([0-9]{10})\.(?:seg|cpy)(?:\.tmp)?")
 SEGMENT_ID_MAX = (1 << 32) - 1
 ENDINGS = {FileKind.SEGMENT: "seg", FileKind.COPY: "cpy"}
 
@@ -56,6 +58,12 @@ def list_files(disk: Disk, log: Path) -> dict[int, Path]:
         if match and int(match[1]) <= SEGMENT_ID_MAX:
             found[int(match[1])] = log / name
     return found
+
+
+def next_segment(disk: Disk, log: Path) -> int:
+    """An id above all that are there, those of files under construction too."""
+    matches = map(TAKEN.fullmatch, disk.names(log))
+    return max((int(match[1]) for match in matches if match), default=0) + 1
 
 
 def read_header(disk: Disk, fd: int, uuid: bytes) -> tuple[SegmentHeader, int, int] | None:

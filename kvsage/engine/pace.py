@@ -1,0 +1,51 @@
+"""How background work shares a process with those who wait for an answer.
+
+Python runs one thread at a time. A thread that computes without a pause makes each reader beside it
+wait a whole switch interval (5 ms) at every system call. So long work is cut into slices, with a
+rest behind each: a reader waits at most one slice, once in a slice and a rest.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLICE_S = 0.0005
+
+
+class Stopped(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
+    """The store is being closed: leave the work where it is; the next run finishes it."""
+
+
+class Pace:
+    """Slices and rests.
+
+    Args:
+        rest: how long to rest behind each slice, as a share of it; 0 for work that somebody
+            waits for, which only lets the others in.
+        stopping: whether to stop at the next breath.
+    """
+
+    def __init__(self, rest: float = 0.0, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.rest = rest
+        self._stopping = stopping
+        self._began = time.perf_counter()
+
+    def breathe(self) -> None:
+        """Between two small steps of the work: rest where a slice is over.
+
+        Raises:
+            Stopped: it is time to leave.
+        """
+        worked_s = time.perf_counter() - self._began
+        if worked_s >= SLICE_S:
+            if self._stopping():
+                raise Stopped
+            time.sleep(worked_s * self.rest)
+            self._began = time.perf_counter()
+
+
+UNPACED = Pace()
