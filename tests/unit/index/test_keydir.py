@@ -6,9 +6,15 @@ from hypothesis import strategies as st
 
 from kvsage.index.env import Index
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import ROW, Row, decode_row, set_deleted, set_live
+from kvsage.index.keydir import ROW, Row, content_key_in, decode_row, set_deleted, set_live
 
+CONTENT_KEY = bytes(range(18))
 KEYS = [b"a", b"b", b"key" * 100, b"\xffsystem"]
+
+
+def packed(*fields, content_key=b""):
+    """A row as the index holds it."""
+    return ROW.pack(*fields) + content_key
 
 
 def rows(index, txn):
@@ -27,45 +33,58 @@ NOTHING = {"keydir": {}, "system": {}, "tombstones": {}, "expiry": set()}
 def test_a_new_key(index, txn):
     dead = {}
     row = Row(1, 200, 50, 7, 0, 1)
-    assert set_live(index, txn, b"a", row, dead) is None
+    assert set_live(index, txn, b"a", packed(*row), dead) is None
     assert rows(index, txn) == NOTHING | {"keydir": {b"a": row}}
     assert dead == {}
 
 
+def test_a_row_that_refers_to_a_content_names_it(index, txn):
+    row = packed(1, 200, 50, 7, 0, 8, content_key=CONTENT_KEY)
+    set_live(index, txn, b"a", row, {})
+    assert txn.get(b"a", db=index.keydir) == row
+    assert decode_row(row) == Row(1, 200, 50, 7, 0, 8)
+    assert content_key_in(row) == CONTENT_KEY
+    plain = packed(1, 300, 40, 8, 0, 1)
+    assert set_live(index, txn, b"a", plain, {}) == row
+    assert content_key_in(plain) == b""
+    set_live(index, txn, b"a", row, {})
+    assert set_deleted(index, txn, b"a", packed(1, 400, 30, 9, 0, 0), {}) == row
+
+
 def test_a_key_of_kvsages_own_stands_apart(index, txn):
     row = Row(1, 200, 50, 7, 0, 1)
-    assert set_live(index, txn, b"\xffc", row, {}) is None
+    assert set_live(index, txn, b"\xffc", packed(*row), {}) is None
     assert rows(index, txn) == NOTHING | {"system": {b"\xffc": row}}
-    later = Row(1, 300, 40, 8, 0, 1)
-    assert set_live(index, txn, b"\xffc", later, {}) == row
-    assert set_deleted(index, txn, b"\xffc", Row(1, 400, 30, 9, 0, 0), {}) == later
+    later = packed(1, 300, 40, 8, 0, 1)
+    assert set_live(index, txn, b"\xffc", later, {}) == packed(*row)
+    assert set_deleted(index, txn, b"\xffc", packed(1, 400, 30, 9, 0, 0), {}) == later
     assert rows(index, txn) == NOTHING | {"tombstones": {b"\xffc": Row(1, 400, 30, 9, 0, 0)}}
 
 
 def test_what_is_replaced_is_dead_where_it_lies(index, txn):
     dead = {2: 5}
-    first, second = Row(1, 200, 50, 7, 0, 1), Row(2, 100, 60, 8, 0, 0)
+    first, second = packed(1, 200, 50, 7, 0, 1), packed(2, 100, 60, 8, 0, 0)
     set_live(index, txn, b"a", first, dead)
     assert set_live(index, txn, b"a", second, dead) == first
     assert dead == {1: 50, 2: 5}
-    assert set_live(index, txn, b"a", Row(2, 300, 10, 9, 0, 0), dead) == second
+    assert set_live(index, txn, b"a", packed(2, 300, 10, 9, 0, 0), dead) == second
     assert dead == {1: 50, 2: 65}
 
 
 def test_a_deleted_key_leaves_its_tombstone_and_its_bytes(index, txn):
     dead = {}
     row, tomb = Row(1, 200, 50, 7, 9000, 1), Row(2, 100, 33, 8, 0, 0)
-    set_live(index, txn, b"a", row, dead)
-    assert set_deleted(index, txn, b"a", tomb, dead) == row
+    set_live(index, txn, b"a", packed(*row), dead)
+    assert set_deleted(index, txn, b"a", packed(*tomb), dead) == packed(*row)
     assert rows(index, txn) == NOTHING | {"tombstones": {b"a": tomb}}
     assert dead == {1: 50}
 
 
 def test_a_key_that_comes_back_lets_its_tombstone_go(index, txn):
     dead = {}
-    set_deleted(index, txn, b"a", Row(2, 100, 33, 8, 0, 0), dead)
+    set_deleted(index, txn, b"a", packed(2, 100, 33, 8, 0, 0), dead)
     back = Row(3, 100, 40, 9, 0, 0)
-    assert set_live(index, txn, b"a", back, dead) is None
+    assert set_live(index, txn, b"a", packed(*back), dead) is None
     assert rows(index, txn) == NOTHING | {"keydir": {b"a": back}}
     assert dead == {2: 33}
 
@@ -73,20 +92,20 @@ def test_a_key_that_comes_back_lets_its_tombstone_go(index, txn):
 def test_a_tombstone_replaces_another(index, txn):
     dead = {}
     first, second = Row(1, 100, 33, 8, 0, 0), Row(2, 100, 34, 9, 0, 1)
-    assert set_deleted(index, txn, b"a", first, dead) is None
-    assert set_deleted(index, txn, b"a", second, dead) is None
+    assert set_deleted(index, txn, b"a", packed(*first), dead) is None
+    assert set_deleted(index, txn, b"a", packed(*second), dead) is None
     assert rows(index, txn) == NOTHING | {"tombstones": {b"a": second}}
     assert dead == {1: 33}
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 5), (5, 0), (5, 5), (5, 9), (0, 0)])
 def test_the_expiry_of_a_key_is_its_newest(index, txn, before, after):
-    set_live(index, txn, b"other", Row(1, 1, 1, 1, 5, 0), {})
-    set_live(index, txn, b"a", Row(1, 200, 50, 7, before, 0), {})
-    set_live(index, txn, b"a", Row(1, 300, 50, 8, after, 0), {})
+    set_live(index, txn, b"other", packed(1, 1, 1, 1, 5, 0), {})
+    set_live(index, txn, b"a", packed(1, 200, 50, 7, before, 0), {})
+    set_live(index, txn, b"a", packed(1, 300, 50, 8, after, 0), {})
     expected = {expiry_key(5, b"other")} | ({expiry_key(after, b"a")} if after else set())
     assert rows(index, txn)["expiry"] == expected
-    set_deleted(index, txn, b"a", Row(1, 400, 30, 9, 0, 0), {})
+    set_deleted(index, txn, b"a", packed(1, 400, 30, 9, 0, 0), {})
     assert rows(index, txn)["expiry"] == {expiry_key(5, b"other")}
 
 
@@ -115,11 +134,12 @@ def test_any_history_leaves_the_newest_and_counts_the_rest_dead(shared, steps):
         for seq, (alive, key, segment, length, expires_ms) in enumerate(steps, start=1):
             row = Row(segment, seq * 100, length, seq, expires_ms if alive else 0, seq % 3)
             written[segment] = written.get(segment, 0) + length
-            before = live.pop(key, None)
+            old = live.pop(key, None)
             buried.pop(key, None)
             (live if alive else buried)[key] = row
             set_row = set_live if alive else set_deleted
-            assert set_row(shared, txn, key, ROW.unpack(ROW.pack(*row)), dead) == before
+            before = None if old is None else packed(*old)
+            assert set_row(shared, txn, key, packed(*row), dead) == before
         found = rows(shared, txn)
         assert found["keydir"] | found["system"] == live
         assert set(found["system"]) <= {b"\xffsystem"}

@@ -43,11 +43,14 @@ SAMPLE = Trust(CLEAN, bytes(range(16)), BOOT_ID, 66306, 131, 81920, 5, 3, 4096, 
 # -- rows ---------------------------------------------------------------------------------------
 
 
-@given(st.builds(Row, U32, U32, U32, U64, U64, U8))
-def test_row_of_a_key(row):
+@given(st.builds(Row, U32, U32, U32, U64, U64, U8), st.binary(min_size=18, max_size=18))
+def test_row_of_a_key(row, content_key):
     data = keydir.ROW.pack(*row)
     assert data == struct.pack("<IIIQQB", *row)
     assert keydir.decode_row(data) == row
+    assert keydir.content_key_in(data) == b""
+    assert keydir.decode_row(data + content_key) == row
+    assert keydir.content_key_in(data + content_key) == content_key
 
 
 @given(st.builds(ContentRow, U32, U32, U32, U64, U64, U64))
@@ -64,18 +67,27 @@ def test_row_of_the_log(meta):
     assert segments.decode_meta(data) == meta
 
 
+@given(st.builds(SegmentRow, U32, U32, U64, U64, U64, U64, U8, U8))
+def test_row_of_a_file(row):
+    data = segments.SEGMENT_ROW.pack(*row)
+    assert data == struct.pack("<IIQQQQBB", *row)
+    assert segments.decode_segment_row(data) == row
+
+
 @pytest.mark.parametrize(
-    ("size", "decode"),
+    ("sizes", "decode"),
     [
-        (29, keydir.decode_row),
-        (36, contents.decode_content_row),
-        (53, segments.decode_meta),
+        ({29, 47}, keydir.decode_row),
+        ({36}, contents.decode_content_row),
+        ({42}, segments.decode_segment_row),
+        ({53}, segments.decode_meta),
     ],
 )
-def test_a_row_of_another_length_is_damage(size, decode):
+def test_a_row_of_another_length_is_damage(sizes, decode):
     """The index bears no checksums; a length that cannot be is all that a decoder can see."""
-    decode(bytes(size))
-    for length in (*range(size), size + 1, 4096):
+    for size in sizes:
+        decode(bytes(size))
+    for length in {*range(max(sizes) + 2), 4096} - sizes:
         with pytest.raises(KvsageError):
             decode(bytes(length))
 
@@ -107,7 +119,7 @@ def test_segments_stand_in_the_order_of_their_numbers(numbers):
 
 def test_rows_of_segments(txn):
     rows = {
-        number: SegmentRow(136, number % 1000, 7, number % 77, 1)
+        number: SegmentRow(136, number % 1000, 7, 9, number % 99, number % 77, 1, 0)
         for number in (1, 2, 255, 256, 70_000, (1 << 32) - 1)
     }
     assert list(segments.all_segments(txn)) == []
@@ -121,16 +133,49 @@ def test_rows_of_segments(txn):
     assert segments.get_segment(txn, 3) is None
 
 
+def test_a_copy_that_only_joins_does_not_count_yet(txn):
+    listed = SegmentRow(136, 500, 0, 7, 100, 5, 1, segments.LISTED)
+    segments.put_segment(txn, 1, listed)
+    segments.put_segment(txn, 2, listed._replace(kind=2, state=segments.JOINING))
+    segments.put_segment(txn, 3, listed._replace(kind=2))
+    assert [segment for segment, _ in segments.all_segments(txn)] == [1, 2, 3]
+    assert [segment for segment, _ in segments.listed_segments(txn)] == [1, 3]
+
+
 def test_dead_bytes_add_up_and_those_of_no_file_are_passed_over(txn):
-    segments.put_segment(txn, 1, SegmentRow(136, 500, 0, 5, 1))
-    segments.put_segment(txn, 2, SegmentRow(136, 600, 9, 0, 2))
+    first, second = SegmentRow(136, 500, 0, 7, 9, 5, 1, 0), SegmentRow(136, 600, 9, 9, 80, 0, 2, 1)
+    segments.put_segment(txn, 1, first)
+    segments.put_segment(txn, 2, second)
     segments.add_dead(txn, {1: 10, 2: 20, 3: 30})
     segments.add_dead(txn, {1: 1})
     segments.add_dead(txn, {})
     assert list(segments.all_segments(txn)) == [
-        (1, SegmentRow(136, 500, 0, 16, 1)),
-        (2, SegmentRow(136, 600, 9, 20, 2)),
+        (1, first._replace(dead_bytes=16)),
+        (2, second._replace(dead_bytes=20)),
     ]
+
+
+def test_a_file_that_was_retired_is_listed_no_more_and_remembered(txn):
+    row = SegmentRow(136, 500, 0, 7, 9, 5, 1, segments.LISTED)
+    for number in (1, 2, 70_000):
+        segments.put_segment(txn, number, row)
+    assert segments.all_retired(txn) == {}
+    for number in (70_000, 1):
+        segments.put_retired(txn, number)
+    assert list(segments.all_segments(txn)) == [(2, row)]
+    assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 0)}
+    segments.forgotten(txn, [70_000, 3])
+    assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 1)}
+    segments.drop_retired(txn, 1)
+    segments.drop_retired(txn, 1)
+    assert segments.all_retired(txn) == {70_000: (txn.id(), 1)}
+
+
+def test_the_floor_only_rises(txn):
+    assert segments.get_floor(txn) == 0
+    for seq, floor in [(0, 0), (7, 7), (5, 7), (1 << 60, 1 << 60)]:
+        segments.put_floor(txn, seq)
+        assert segments.get_floor(txn) == floor
 
 
 def test_where_the_log_ends(txn):
@@ -151,7 +196,7 @@ def test_what_index_says(said):
 
 
 def test_bytes_of_index():
-    body = b"kvsindex" + struct.pack("<HBx4x", 1, 1) + bytes(range(16)) + BOOT_ID
+    body = b"kvsindex" + struct.pack("<HBx4x", 2, 1) + bytes(range(16)) + BOOT_ID
     body += struct.pack("<QQQQIIQQ", 66306, 131, 81920, 5, 3, 4096, 17, 99)
     checksum = xxh3_64_intdigest(body).to_bytes(8, "little")
     assert trust.encode_trust(SAMPLE) == body + checksum
@@ -178,9 +223,9 @@ def test_noise_says_nothing(noise):
     assert trust.decode_trust(noise) is None
 
 
-@pytest.mark.parametrize(("position", "value"), [(0, b"KVSINDEX"), (8, b"\2\0"), (8, b"\0\0")])
+@pytest.mark.parametrize(("position", "value"), [(0, b"KVSINDEX"), (8, b"\1\0"), (8, b"\3\0")])
 def test_another_magic_or_version_says_nothing(position, value):
-    """Whoever cannot read INDEX builds the index anew: a later version costs time and no more."""
+    """Whoever cannot read INDEX builds the index anew: another version costs time and no more."""
     body = bytearray(trust.encode_trust(SAMPLE)[:-8])
     body[position : position + len(value)] = value
     checksum = xxh3_64_intdigest(bytes(body)).to_bytes(8, "little")

@@ -17,6 +17,7 @@ from kvsage.log.format import (
     Identity,
     ListedFile,
     LogEntry,
+    Retire,
     SegmentHeader,
     Timeline,
 )
@@ -126,7 +127,9 @@ def spend(call):
         (fmt.CONTENT_KEY, 18),
         (fmt.CONTENT_HEAD, 8),
         (fmt.CONTENT_REF, 26),
-        (fmt.RETIRE_BODY, 8),
+        (fmt.RETIRE_HEAD, 16),
+        (fmt.RETIRED_FILE, 4),
+        (fmt.ORIGIN, 12),
     ],
 )
 def test_sizes_of_format_1(layout, size):
@@ -135,8 +138,8 @@ def test_sizes_of_format_1(layout, size):
 
 
 def test_kinds_flags_and_magics_of_format_1():
-    assert (fmt.PUT, fmt.DELETE, fmt.CONTENT, fmt.RETIRE) == (1, 2, 3, 4)
-    assert sorted(fmt.KINDS) == [1, 2, 3, 4]
+    assert (fmt.PUT, fmt.DELETE, fmt.CONTENT, fmt.RETIRE, fmt.ORIGINS) == (1, 2, 3, 4, 5)
+    assert sorted(fmt.KINDS) == [1, 2, 3, 4, 5]
     codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
     assert codecs == (0, 1, 2, 3, 4)
     assert all(codec & fmt.CODEC_MASK == codec for codec in codecs)
@@ -460,3 +463,70 @@ def test_a_reference_is_a_content_key_and_a_length(digest, number, length):
     reference = fmt.CONTENT_REF.pack(digest, number, length)
     assert reference == fmt.CONTENT_KEY.pack(digest, number) + fmt.CONTENT_HEAD.pack(length)
     assert fmt.CONTENT_REF.unpack(reference) == (digest, number, length)
+
+
+RETIRES = st.builds(Retire, U32, U32, U64, st.lists(U32, min_size=1, max_size=9).map(tuple))
+
+
+@given(RETIRES)
+def test_retire_round_trip(retire):
+    data = fmt.encode_retire(retire)
+    assert len(data) == 16 + 4 * len(retire.files)
+    assert fmt.decode_retire(data) == retire
+
+
+def test_retire_bytes():
+    expected = u32(9) + u32(70_000) + u64(41) + u32(5) + u32(8)
+    assert fmt.encode_retire(Retire(9, 70_000, 41, (5, 8))) == expected
+
+
+@given(RETIRES)
+def test_retire_of_another_length_is_none(retire):
+    data = fmt.encode_retire(retire)
+    for wrong in (data[:16], *cut(data), data + b"\0", data + bytes(3)):
+        if len(wrong) < 20 or len(wrong) % 4:
+            assert fmt.decode_retire(wrong) is None
+
+
+def entry_of(kind, key, value, flags=0):
+    return LogEntry(1, 0, kind, flags, key, value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        entry_of(fmt.PUT, b"k", b""),
+        entry_of(fmt.PUT, b"k" * 480, b"value"),
+        entry_of(fmt.PUT, b"k", bytes(26), fmt.IS_CONTENT),
+        entry_of(fmt.DELETE, b"k", b""),
+        entry_of(fmt.CONTENT, bytes(18), bytes(8)),
+        entry_of(fmt.RETIRE, b"", bytes(20)),
+        entry_of(fmt.ORIGINS, b"", bytes(12)),
+        entry_of(fmt.ORIGINS, b"", b""),
+    ],
+)
+def test_entries_that_a_store_could_have_written(entry):
+    assert fmt.possible(entry)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        entry_of(fmt.PUT, b"", b""),
+        entry_of(fmt.PUT, b"k" * 481, b""),
+        entry_of(fmt.PUT, b"k", bytes(25), fmt.IS_CONTENT),
+        entry_of(fmt.DELETE, b"", b""),
+        entry_of(fmt.CONTENT, bytes(17), bytes(8)),
+        entry_of(fmt.CONTENT, bytes(18), bytes(7)),
+        entry_of(fmt.RETIRE, b"", bytes(16)),
+        entry_of(fmt.RETIRE, b"", bytes(8)),
+    ],
+)
+def test_entries_that_no_store_could_have_written(entry):
+    assert not fmt.possible(entry)
+
+
+@given(HEADERS)
+def test_the_floor_stands_in_the_header_of_a_segment(header):
+    floor = header.judged_seq if header.kind == FileKind.SEGMENT else 0
+    assert header.floor_seq == floor
