@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
 
 # What an operation requires of its key; a version requires the entry with that seq. STORED is a
-# row, whether it has expired or not; NEVER holds of no key.
-ANYTHING, ABSENT, PRESENT, STORED, NEVER = 0, -1, -2, -3, -4
+# row, whether it has expired or not, EXPIRED_ROW one that has; NEVER holds of no key.
+ANYTHING, ABSENT, PRESENT, STORED, NEVER, EXPIRED_ROW = 0, -1, -2, -3, -4, -5
 
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 SETTLE_TRIES = 100
@@ -215,6 +215,8 @@ class Committer:
             now_ms = max(0, int(engine.clock() * 1000))
             rest = _batch(BATCH_MAGIC, 1, length, 0, seq, flushed_seq, now_ms, chain) + entry
             self._append(txn, fd, (segment, tail, seq, timeline, epoch, flushed_seq), rest, full)
+            engine.metrics.batches += 1
+            engine.metrics.operations += 1
         finally:
             txn.abort()  # nothing after a commit
         return True
@@ -317,6 +319,8 @@ class Committer:
             rest = BATCH_REST.pack(*fields) + body
             at = (segment, tail, seq, timeline, epoch, flushed_seq)
             self._append(txn, fd, at, rest, full)
+            engine.metrics.batches += 1
+            engine.metrics.operations += sum(results)
             return results
         finally:
             txn.abort()  # nothing after a commit
@@ -436,7 +440,7 @@ class Committer:
             return True
         _, _, _, seq, expires_ms, _ = _row(data)
         if expires_ms and expires_ms <= self._engine.clock() * 1000:
-            return require == ABSENT
+            return require in {ABSENT, EXPIRED_ROW}
         return require == PRESENT or require == seq  # noqa: PLR1714  # seqs and constants differ
 
     def _place(self, txn: Txn, content: Content, at: tuple[int, int, int]) -> tuple[bytes, bytes]:

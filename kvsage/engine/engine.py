@@ -22,6 +22,7 @@ from xxhash import xxh3_64_intdigest
 from kvsage.engine.commit import Committer
 from kvsage.engine.content import Mismatch, RawCache, decompress
 from kvsage.engine.flusher import Flusher, FlusherThread
+from kvsage.engine.metrics import Metrics
 from kvsage.engine.recovery import close_clean, open_index
 from kvsage.errors import (
     ConfigError,
@@ -116,6 +117,7 @@ class Engine:
         self.committer = Committer(self)
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
+        self.metrics = Metrics()
         self.handles = 1
         self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
         self.identity: Identity
@@ -319,6 +321,7 @@ class Engine:
         self.committer = Committer(self)
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
+        self.metrics = Metrics()
 
     def reopen(self) -> None:
         """In a forked child, before the first use: open what was let go of."""
@@ -420,11 +423,13 @@ class Engine:
         Raises:
             StoreUnavailableError, StoreFullError: it failed.
         """
+        began_s = time.perf_counter()
         try:
             (self.disk.sync if whole else self.disk.sync_data)(fd)
         except KvsageError:
             self.poisoned, self.ready, self.poison_due = True, False, True
             raise
+        self.metrics.flushed(time.perf_counter() - began_s)
 
     def poison(self) -> None:
         """Let no process write until an opener has written anew what may not be on disk."""
