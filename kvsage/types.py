@@ -163,6 +163,28 @@ class RepairReport:
 
 
 @dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What a compaction on request did.
+
+    Attributes:
+        files_compacted: log files whose live records were moved and which count no more.
+        bytes_before: bytes of log before.
+        bytes_after: bytes of log after.
+        bytes_copied: bytes written anew for what is live.
+        deletions_dropped: records of deletions that nothing needed any more.
+        files_waiting: files that could not be removed yet, because a reader may still look into
+            them; they go when it has ended.
+    """
+
+    files_compacted: int
+    bytes_before: int
+    bytes_after: int
+    bytes_copied: int
+    deletions_dropped: int
+    files_waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentStats:
     """One file of the log: its id, size, and the bytes in it that nothing refers to any more."""
 

@@ -33,7 +33,6 @@ MAGIC = b"kvscheck"
 CHECKPOINT = Struct("<8sHHI16sQQ")  # magic, index version, zero, zero, uuid, seq, bytes of the copy
 CHECKSUM_BYTES = 8
 TRAILER_BYTES = CHECKPOINT.size + CHECKSUM_BYTES
-assert CHECKPOINT.size == 48
 PIECE_BYTES = 1 << 20
 
 

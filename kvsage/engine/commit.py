@@ -375,9 +375,10 @@ class Committer:
         if ahead == BATCH_MAGIC_BYTES or len(ahead) < len(BATCH_MAGIC_BYTES):
             # Bytes of a batch, or the end of the file, which a writer that died may have sealed.
             meta = adopt(engine, txn, meta)
-        limit = engine.options.segment_bytes_max
+        limit = engine.segment_limit
         if meta.offset + room > limit and meta.last:
             meta = begin_segment(engine, txn, meta)
+            engine.upkeep.wake()
         fd = engine.files.fd(meta.segment)
         size = make_room(engine.disk, fd, meta.offset + room, limit)
         engine.room_end = {meta.segment: min(size, limit)}

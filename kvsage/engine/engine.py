@@ -21,9 +21,11 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.commit import Committer
 from kvsage.engine.content import Mismatch, RawCache, decompress
-from kvsage.engine.flusher import Flusher, FlusherThread
+from kvsage.engine.flusher import EngineThread, Flusher
 from kvsage.engine.metrics import Metrics
 from kvsage.engine.recovery import close_clean, open_index
+from kvsage.engine.rotation import filled
+from kvsage.engine.upkeep import Upkeep
 from kvsage.errors import (
     ConfigError,
     CorruptionError,
@@ -34,7 +36,7 @@ from kvsage.errors import (
 )
 from kvsage.fs.locks import LockFile, WriterGate, identity, try_lock, wait_for_lock
 from kvsage.fs.mounts import refuse_network_filesystem
-from kvsage.index.segments import get_meta, put_meta
+from kvsage.index.segments import all_retired, all_segments, get_meta, listed_segments, put_meta
 from kvsage.log.format import (
     BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
@@ -59,6 +61,7 @@ from kvsage.log.format import (
 )
 from kvsage.log.segment import LogFiles, inspect, list_files
 from kvsage.log.writer import create_file
+from kvsage.options import SEGMENT_BYTES_LEAST
 from kvsage.types import shown
 
 if TYPE_CHECKING:
@@ -95,6 +98,8 @@ NAMES = frozenset(
 
 CONTENT_START = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size  # of its stored bytes
 FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
+FAR = 1 << 63
+SMALL_SEGMENT_BYTES = 4 << 20
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
@@ -118,6 +123,8 @@ class Engine:
         self.flusher = Flusher(self)
         self.raw_cache = RawCache()
         self.metrics = Metrics()
+        self.upkeep = Upkeep(self)
+        self.segment_limit = options.segment_bytes_max
         self.handles = 1
         self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
         self.identity: Identity
@@ -164,8 +171,10 @@ class Engine:
                 index, disk = self.index, self.disk
                 self.reading = (index.begin, index.keydir, self.files.fds, self.clock, disk.pread)
                 self._catch_up()
+                self.fit_segments()
                 failed.pop_all()
         self.flusher.start()
+        self.upkeep.start()
 
     def _refuse_foreign(self, *, create: bool) -> None:
         """Leave a directory that is no store, and will be none, as it is."""
@@ -258,6 +267,7 @@ class Engine:
         if self.closed or self.inherited:
             return  # at exit already, or in a forked child that never used it
         self.gate.refuse_nested()
+        self.upkeep.stop()
         try:
             try:
                 self.gate.enter()
@@ -291,6 +301,7 @@ class Engine:
         self.reading = (_away, *self.reading[1:])
         self.index.close()
         self.gate.close()
+        self.upkeep.close()
         self.files.close()
         self.lock.close()
         self.raw_cache.clear()
@@ -314,6 +325,7 @@ class Engine:
         self.reading = (_away, *self.reading[1:])
         self.gate.close()
         self.lock.close()
+        self.upkeep.close()
         self.files.abandon()
         self.index.abandon()
         self.ready = self.poisoned = False
@@ -379,6 +391,40 @@ class Engine:
             raw = decompress(flags, view[CONTENT_START:], raw_length)
             self.raw_cache.put(row[:2], raw)
         return raw
+
+    # -- files, as the log grows and shrinks --------------------------------------------------
+
+    def fit_segments(self) -> None:
+        """Let segments be small where little is live, so that garbage is little too."""
+        with self.index.reading() as txn:
+            meta = get_meta(txn)
+            assert meta is not None
+            rows = [
+                filled(row, meta) if segment == meta.segment else row
+                for segment, row in listed_segments(txn)
+            ]
+        live = sum(row.entry_bytes - row.dead_bytes for row in rows)
+        limit = min(self.options.segment_bytes_max, max(live // 4, SMALL_SEGMENT_BYTES))
+        if self.options.bytes_max is not None:
+            limit = min(limit, max(self.options.bytes_max // 8, SEGMENT_BYTES_LEAST))
+        self.segment_limit = limit
+
+    def drop_removed(self) -> None:
+        """Close what this process holds of files that were removed, so that their space is free."""
+        with self.index.reading() as txn:
+            meta = get_meta(txn)
+            known = dict(all_segments(txn)).keys() | all_retired(txn).keys()
+        assert meta is not None
+        # A file that is being made has an id above the active segment's, or a name.
+        gone = [s for s in list(self.files.fds) if s not in known and s < meta.segment]
+        if gone:
+            there = list_files(self.disk, self.log_path)
+            self.files.drop([segment for segment in gone if segment not in there])
+
+    def deletes_needed_after(self, txn: Txn) -> int:
+        """The seq after which somebody who follows the changes still needs every deletion."""
+        del txn
+        return FAR
 
     # -- versions ---------------------------------------------------------------------------
 
@@ -518,7 +564,7 @@ def is_open(path: Path) -> bool:
 
 def release(engine: Engine) -> None:
     """One handle less; the last one closes."""
-    if isinstance(threading.current_thread(), FlusherThread):
+    if isinstance(threading.current_thread(), EngineThread):
         # The collector came by here and found a handle. Closing waits for threads, this one too.
         threading.Thread(target=_release_quietly, args=(engine,), name="kvsage-closer").start()
         return

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
 
 
-class FlusherThread(threading.Thread):
-    """The thread of a flusher, so that what runs on it can tell."""
+class EngineThread(threading.Thread):
+    """A thread of an engine, so that what runs on it can tell."""
 
 
 class Flusher:
@@ -28,13 +28,13 @@ class Flusher:
         self._interval_s = engine.options.sync_interval
         self._ended = False
         self._woken = threading.Event()  # at its end, or when the interval has become shorter
-        self._thread: FlusherThread | None = None
+        self._thread: EngineThread | None = None
         self._lock = threading.RLock()  # guards: one flush at a time, and ``flushed_seq``
         self.flushed_seq = 0
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread = FlusherThread(target=self._run, name="kvsage-flusher", daemon=True)
+        self._thread = EngineThread(target=self._run, name="kvsage-flusher", daemon=True)
         self._thread.start()
 
     def hasten(self, interval_s: float) -> None:

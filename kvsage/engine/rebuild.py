@@ -593,9 +593,9 @@ def _account(
     counting = Counting(index, {file.segment for file, _ in ends})
     with index.writing() as txn:
         counting.run(txn)
-        for segment in [*dict(all_segments(txn)), *all_retired(txn)]:
+        drop_retired(txn, all_retired(txn))
+        for segment in dict(all_segments(txn)):
             txn.delete(segment_key(segment))
-            drop_retired(txn, segment)
         for file, end in ends:
             segment, header = file.segment, file.header
             assert header is not None

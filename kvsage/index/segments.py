@@ -10,7 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kvsage.index.env import Txn
 from kvsage.index.keydir import StructError, damaged
@@ -171,7 +171,7 @@ def _numbered(txn: Txn, prefix: bytes) -> Iterator[tuple[int, bytes]]:
 # -- files that count no more, and what compaction dropped ----------------------------------------
 
 RETIRED_PREFIX = b"retired:"
-RETIRED = Struct("<Q")
+RETIRED = Struct("<QB")
 FLOOR_KEY = b"floor"
 FLOOR = Struct("<Q")
 
@@ -179,18 +179,31 @@ FLOOR = Struct("<Q")
 def put_retired(txn: Txn, segment: int) -> None:
     """A file counts no more from this write transaction on; readers before it may need it."""
     txn.delete(segment_key(segment))
-    txn.put(RETIRED_PREFIX + SEGMENT_ID.pack(segment), RETIRED.pack(txn.id()))
+    txn.put(RETIRED_PREFIX + SEGMENT_ID.pack(segment), RETIRED.pack(txn.id(), 0))
 
 
-def drop_retired(txn: Txn, segment: int) -> None:
-    """A retired file has been removed."""
-    txn.delete(RETIRED_PREFIX + SEGMENT_ID.pack(segment))
+def forgotten(txn: Txn, segments: Iterable[int]) -> None:
+    """No row leads into these retired files any more."""
+    for segment in segments:
+        key = RETIRED_PREFIX + SEGMENT_ID.pack(segment)
+        data = txn.get(key)
+        if data is not None:
+            txn.put(key, RETIRED.pack(RETIRED.unpack(data)[0], 1))
 
 
-def all_retired(txn: Txn) -> dict[int, int]:
-    """By file id, the number of LMDB's transaction that retired it."""
+def drop_retired(txn: Txn, segments: Iterable[int]) -> None:
+    """These retired files have been removed."""
+    for segment in segments:
+        txn.delete(RETIRED_PREFIX + SEGMENT_ID.pack(segment))
+
+
+def all_retired(txn: Txn) -> dict[int, tuple[int, int]]:
+    """By file id: the number of LMDB's transaction that retired it, and whether no row leads there.
+
+    Deletions that compaction has dropped are forgotten only after their files are retired.
+    """
     rows = _numbered(txn, RETIRED_PREFIX)
-    return {segment: int(RETIRED.unpack(data)[0]) for segment, data in rows}
+    return {segment: RETIRED.unpack(data) for segment, data in rows}
 
 
 def get_floor(txn: Txn) -> int:

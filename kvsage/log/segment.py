@@ -20,6 +20,7 @@ from kvsage.log.format import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from kvsage.fs import Disk
@@ -129,6 +130,13 @@ class LogFiles:
                     found = self._disk.open(path, write=True)
                 self.fds[segment] = found
             return found
+
+    def drop(self, segments: Iterable[int]) -> None:
+        """Close the files that were removed; no reader can want them any more."""
+        with self._lock:
+            fds = [self.fds.pop(segment) for segment in segments if segment in self.fds]
+        for fd in fds:
+            self._disk.close(fd)
 
     def abandon(self) -> None:
         """In a forked child: close them all, whatever a thread that stayed behind was doing."""

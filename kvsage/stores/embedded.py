@@ -20,6 +20,7 @@ from kvsage.store import Transaction, TransactionalStore, encode_key
 from kvsage.types import (
     TTL,
     Capabilities,
+    CompactionReport,
     Entry,
     RepairReport,
     StoreStats,
@@ -271,6 +272,28 @@ class LMDBStore(TransactionalStore):
         from kvsage.engine import sweep
 
         return sweep.sweep(self._writing())
+
+    def compact(self) -> CompactionReport:
+        """Move every record that is live out of log files that hold garbage, and remove those.
+
+        Happens by itself in the background when a third of the log is garbage; this leaves next to
+        none. Others read and write meanwhile.
+
+        Raises:
+            StoreLockedError: another process has been compacting all the time.
+            StoreFullError: no room for the records to move to; nothing was changed.
+            CorruptionError: a file does not check; it stays as it is.
+        """
+        from kvsage.engine.pace import Pace
+
+        return self._writing().upkeep.compact(Pace())
+
+    def checkpoint(self) -> None:
+        """Copy the index beside, so that a recovery reads only what is written from here on.
+
+        Happens by itself in the background when the log has grown.
+        """
+        self._writing().upkeep.checkpoint()
 
     @override
     def stats(self) -> StoreStats:

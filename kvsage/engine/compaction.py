@@ -1,0 +1,682 @@
+"""Compaction: what is live in files full of garbage moves into a copy, and the files go.
+
+It runs beside readers and writers, one at a time among all processes, in steps that each hold the
+writer gate for a few milliseconds. The order of things, and why:
+
+1. Judge: an entry of a sealed file is live where the index leads to that very place. Deletions are
+   kept while an older version of their key may stand anywhere (``Judge.hides``).
+2. Write the live entries, each with its own seq, into a copy that is dated at the moment when the
+   judging began. Flush it, give it its name, flush the directory.
+3. Let the copy join the index, and in short transactions lead each row to it that still leads to
+   the very entry that was copied. No header lists it yet: a recovery would read the old files.
+4. Commit a RETIRE entry, flushed, and with it all that was committed before. THE COMMIT POINT: from
+   here on the copy counts and the old files do not.
+5. Forget the deletions that were dropped.
+6. Unlink the old files once no reader of any process is older than the transaction that retired
+   them.
+
+A compactor may die at any step. Before 3 its copy is named by nothing, and the next one removes it;
+after 3 the next one goes on where it stopped; a RETIRE that is in the log and not in the index is
+applied by the next writer like any other batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+import time
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from kvsage.engine.checkpoint import read_trailer
+from kvsage.engine.commit import Operation
+from kvsage.engine.rebuild import growing
+from kvsage.engine.rotation import begin_segment
+from kvsage.errors import CorruptionError
+from kvsage.index.keydir import SYSTEM
+from kvsage.index.segments import (
+    JOINING,
+    SegmentRow,
+    all_retired,
+    all_segments,
+    drop_retired,
+    forgotten,
+    get_floor,
+    get_meta,
+    get_segment,
+    listed_segments,
+    put_meta,
+    put_segment,
+)
+from kvsage.log.format import (
+    BATCH_BYTES,
+    CHECKSUM_BYTES,
+    CONTENT,
+    DELETE,
+    ENTRY,
+    ENTRY_BYTES,
+    ORIGIN,
+    ORIGINS,
+    PUT,
+    RETIRE,
+    BatchHeader,
+    FileKind,
+    ListedFile,
+    LogEntry,
+    Retire,
+    SegmentHeader,
+    encode_batch,
+    encode_entry,
+    encode_header,
+    encode_retire,
+    place,
+)
+from kvsage.log.reader import SegmentReader
+from kvsage.log.segment import inspect, list_files, next_segment, read_header, segment_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from typing import Any
+
+    from kvsage.engine.engine import Engine
+    from kvsage.engine.pace import Pace
+    from kvsage.index.env import Index, Txn
+
+Result = TypeVar("Result")
+
+CHUNK = 128  # entries judged in one read transaction
+BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece, beside readers
+STEP_S = 0.004  # how long one step may hold the writer gate
+STEP_LOOK = 32  # rows between two looks at the time
+
+PLACE = Struct("<II")  # file id and offset, with which every row of an entry begins
+PLACE_AND_SEQ = Struct("<IIIQ")
+MOVED = Struct("<BQII")  # kind, seq, offset in the copy, length; the key follows
+
+
+class Live(NamedTuple):
+    """An entry that moves; in the order of ``seq`` and ``n``, which no two share."""
+
+    seq: int
+    n: int
+    time_ms: int
+    kind: int
+    key: bytes
+    framed: bytes
+
+
+class Compacted(NamedTuple):
+    """What compacting some files came to.
+
+    Attributes:
+        files: how many were retired.
+        bytes_before: what their batches took.
+        bytes_after: what those of the copy take.
+        deletions_dropped: how many deletions were not needed any more.
+    """
+
+    files: int
+    bytes_before: int
+    bytes_after: int
+    deletions_dropped: int
+
+
+def compact_files(engine: Engine, sources: Collection[int], pace: Pace) -> Compacted:
+    """Move what is live in sealed files into one copy and retire them.
+
+    The caller holds the compaction lock.
+
+    Raises:
+        CorruptionError: a file does not check; nothing was changed.
+        StoreFullError: no room for the copy; nothing was changed.
+    """
+    judge = Judge(engine, sources, pace)
+    copy = _write_copy(engine, judge, sorted(sources))
+    if copy is not None:
+        _join(engine, copy)
+        _move_rows(engine, copy, pace)
+    said = Retire(
+        0 if copy is None else copy.segment,
+        0 if copy is None else copy.end,
+        max(judge.floor_seq, judge.dropped_seq),
+        tuple(sorted(sources)),
+    )
+    _retire(engine, said, judge.dropped_bytes)
+    _forget(engine, judge.dropped, said.files, pace)
+    before = sum(row.end - row.start for row in judge.rows.values())
+    after = 0 if copy is None else copy.end - copy.start
+    return Compacted(len(said.files), before, after, len(judge.dropped))
+
+
+# -- judging ------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Which entries of some files are live, as of now."""
+
+    def __init__(self, engine: Engine, sources: Collection[int], pace: Pace) -> None:
+        self._engine = engine
+        self._pace = pace
+        self.dropped: list[bytes] = []  # keys whose deletions are not copied
+        self.dropped_bytes = self.dropped_seq = 0
+        with engine.index.reading() as txn:
+            meta = get_meta(txn)
+            assert meta is not None
+            rows = dict(all_segments(txn))
+            self.floor_seq = get_floor(txn)
+            self._needed_seq = engine.deletes_needed_after(txn)
+        self.seq = meta.seq
+        self.rows = {segment: rows.pop(segment) for segment in sources}
+        # An older version may stand in a file that was judged, or begun, before the deletion.
+        self._judged = [row.after_seq for row in rows.values() if row.dead_bytes]
+        try:
+            checkpoint = read_trailer(engine.disk, engine.checkpoint_path)
+        except CorruptionError:
+            self._judged.append(0)
+        else:
+            if checkpoint is not None:
+                self._judged.append(checkpoint.seq)
+
+    def hides(self, seq: int) -> bool:
+        """Whether a deletion may still hide an older version of its key, or somebody waits for it.
+
+        A file without a dead entry holds no older version of a key that is deleted.
+        """
+        return seq > self._needed_seq or any(judged < seq for judged in self._judged)
+
+    def live(self, segment: int) -> Iterator[Live]:
+        """The live entries of a file, in their order.
+
+        Raises:
+            CorruptionError: it does not check.
+        """
+        found: list[tuple[bytes, Live]] = []
+        for at, entry in self._entries(segment):
+            found.append((PLACE.pack(segment, at), entry))
+            if len(found) >= CHUNK:
+                yield from self._judged_live(found)
+                found.clear()
+                self._pace.breathe()
+        yield from self._judged_live(found)
+
+    def _judged_live(self, found: list[tuple[bytes, Live]]) -> list[Live]:
+        index = self._engine.index
+        live = []
+        with index.reading() as txn:
+            get = txn.get
+            for where, entry in found:
+                _, _, _, kind, key, framed = entry
+                data = get(key, None, database(index, kind, key))
+                if data is None or not data.startswith(where):
+                    continue
+                if kind != DELETE or self.hides(entry.seq):
+                    live.append(entry)
+                else:
+                    self.dropped.append(key)
+                    self.dropped_bytes += len(framed)
+                    self.dropped_seq = max(self.dropped_seq, entry.seq)
+        return live
+
+    def _entries(self, segment: int) -> Iterator[tuple[int, Live]]:
+        """Offset and entry of everything in a file that a row may lead to."""
+        engine, row = self._engine, self.rows[segment]
+        fd = engine.files.fd(segment)
+        header = read_header(engine.disk, fd, engine.identity.uuid)
+        if header is None:
+            raise CorruptionError("the header does not check", segment=segment, offset=0)
+        reader = SegmentReader(engine.disk, fd, segment, engine.salt)
+        end = row.start
+        is_copy = row.kind == FileKind.COPY
+        after_seq = 0 if is_copy else row.after_seq
+        for batch in reader.batches(row.start, header[1], after_seq, row.end):
+            end, body, time_ms = batch.end, batch.body, batch.header.time_ms
+            base, at = batch.offset + BATCH_BYTES, 0
+            origins: Sequence[tuple[int, int]] = ()
+            for number in range(batch.header.entries):
+                # The batch checks, and so do its entries.
+                _, seq, _, size, key_length, kind, _ = ENTRY.unpack_from(body, at)
+                split = at + ENTRY_BYTES + key_length
+                if kind in MOVING:
+                    known = is_copy and number <= len(origins)
+                    n, when = origins[number - 1] if known else (number, time_ms)
+                    key = body[at + ENTRY_BYTES : split]
+                    framed = body[at : split + size]
+                    yield base + at, Live(seq, n, when, kind, key, framed)
+                elif kind == ORIGINS:
+                    origins = list(ORIGIN.iter_unpack(body[split : split + size]))
+                at = split + size
+        if end != row.end:
+            raise CorruptionError("a batch does not check", segment=segment, offset=end)
+
+
+MOVING = frozenset((PUT, DELETE, CONTENT))
+
+
+def database(index: Index, kind: int, key: bytes) -> Any:
+    """Where the row of an entry stands."""
+    if kind == PUT:
+        return index.system if key[0] == SYSTEM else index.keydir
+    return index.tombstones if kind == DELETE else index.contents
+
+
+# -- the copy -----------------------------------------------------------------------------------
+
+
+class Copy:
+    """A copy on its way into the index.
+
+    Attributes:
+        segment: its id.
+        sources: the files whose live entries it holds.
+        start: where its batches begin.
+        end: where they end.
+        judged_seq: the seq at which the judging began.
+        last_seq: the highest seq of an entry.
+        entry_bytes: bytes of its entries without ORIGINS.
+        moved: ``MOVED`` and key of every entry.
+    """
+
+    def __init__(self, segment: int, sources: Sequence[int], start: int, judged_seq: int) -> None:
+        self.segment = segment
+        self.sources = frozenset(sources)
+        self.start = self.end = start
+        self.judged_seq = judged_seq
+        self.last_seq = self.entry_bytes = 0
+        self.moved: list[bytes] = []
+
+    def batch(self, number: int, chain: int, entries: list[Live], salt: int) -> tuple[int, bytes]:
+        """The next batch and its checksum; the copy then ends behind it."""
+        origins = b"".join([ORIGIN.pack(entry.n, entry.time_ms) for entry in entries])
+        head = encode_entry(LogEntry(0, 0, ORIGINS, 0, b"", origins))
+        offset = self.end + BATCH_BYTES + len(head)
+        for seq, _, _, kind, key, framed in entries:
+            self.moved.append(MOVED.pack(kind, seq, offset, len(framed)) + key)
+            offset += len(framed)
+        self.entry_bytes += offset - self.end - BATCH_BYTES - len(head)
+        self.last_seq = max(self.last_seq, entries[-1].seq)
+        body = b"".join([head, *(entry.framed for entry in entries)])
+        header = BatchHeader(0, len(entries) + 1, 0, number, 0, entries[-1].time_ms, chain)
+        checksum, first, rest = encode_batch(header, body, place(salt, self.segment, self.end))
+        self.end = offset
+        return checksum, first + rest
+
+    @property
+    def row(self) -> SegmentRow:
+        """Its row before any other row leads to it."""
+        filled = (self.start, self.end, self.judged_seq, self.last_seq)
+        return SegmentRow(*filled, self.entry_bytes, self.entry_bytes, FileKind.COPY, JOINING)
+
+
+def _write_copy(engine: Engine, judge: Judge, sources: Sequence[int]) -> Copy | None:
+    """A copy of what is live, durable with its name; None where nothing is."""
+    disk = engine.disk
+    live = heapq.merge(*map(judge.live, sources)) if len(sources) > 1 else judge.live(sources[0])
+    first = next(live, None)
+    if first is None:
+        return None
+    segment, fd = _begin_copy(engine)
+    path = segment_path(engine.log_path, segment, FileKind.COPY)
+    try:
+        try:
+            header = encode_header(_copy_header(engine, judge, segment, sources))
+            disk.write(fd, (header,), 0)
+            copy = Copy(segment, sources, len(header), judge.seq)
+            chain, number = int.from_bytes(header[-CHECKSUM_BYTES:], "little"), 0
+            for entries in _grouped(first, live):
+                number, offset = number + 1, copy.end
+                chain, data = copy.batch(number, chain, entries, engine.salt)
+                disk.write(fd, (data,), offset)
+            disk.sync(fd)
+        finally:
+            disk.close(fd)
+    except BaseException:
+        disk.unlink(path.with_name(path.name + ".tmp"))
+        raise
+    disk.rename(path.with_name(path.name + ".tmp"), path)
+    disk.sync_directory(engine.log_path)
+    return copy
+
+
+def _begin_copy(engine: Engine) -> tuple[int, int]:
+    """The id of a new copy and its file; behind the gate, since a writer may want an id too."""
+
+    def begin() -> tuple[int, int]:
+        segment = next_segment(engine.disk, engine.log_path)
+        path = segment_path(engine.log_path, segment, FileKind.COPY)
+        beside = path.with_name(path.name + ".tmp")
+        return segment, engine.disk.open(beside, write=True, create=True)
+
+    return behind_gate(engine, begin)
+
+
+def _copy_header(
+    engine: Engine, judge: Judge, segment: int, sources: Sequence[int]
+) -> SegmentHeader:
+    return SegmentHeader(
+        FileKind.COPY,
+        engine.identity.uuid,
+        segment,
+        secrets.randbits(64),
+        engine.timelines[-1].timeline,
+        0,
+        0,
+        judge.seq,
+        max(0, int(engine.clock() * 1000)),
+        tuple(ListedFile(source, judge.rows[source].end) for source in sources),
+        (),
+    )
+
+
+def _grouped(first: Live, live: Iterable[Live]) -> Iterator[list[Live]]:
+    """Entries in groups of about ``BATCH_BYTES_MAX``."""
+    group, size = [first], len(first.framed)
+    for entry in live:
+        if size >= BATCH_BYTES_MAX:
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += len(entry.framed)
+    yield group
+
+
+# -- the index ----------------------------------------------------------------------------------
+
+
+def behind_gate(engine: Engine, step: Callable[[], Result]) -> Result:
+    """``step`` while nobody writes, on a store that takes writes."""
+    gate = engine.gate
+    gate.refuse_nested()
+    try:
+        try:
+            gate.enter()
+            # What a dead writer left comes first; and INDEX says "not clean" from here on.
+            engine.committer.commit_inside((), full=False)
+            return step()
+        finally:
+            gate.leave()
+    finally:
+        gate.leave()
+
+
+def _change(engine: Engine, step: Callable[[Txn], Result]) -> Result:
+    """One short write transaction of the index alone."""
+
+    def attempt() -> Result:
+        with engine.index.writing() as txn:
+            return step(txn)
+
+    return behind_gate(engine, lambda: growing(engine.index, attempt))
+
+
+def _join(engine: Engine, copy: Copy) -> None:
+    _change(engine, lambda txn: put_segment(txn, copy.segment, copy.row))
+
+
+def _move_rows(engine: Engine, copy: Copy, pace: Pace) -> None:
+    """Lead every row to the copy that still leads to an entry that was copied."""
+    done = 0
+    while done < len(copy.moved):
+        first = done
+        done = _change(engine, lambda txn: _move_some(engine.index, txn, copy, first))  # noqa: B023
+        pace.breathe()
+
+
+def _move_some(index: Index, txn: Txn, copy: Copy, first: int) -> int:
+    """Move rows for a few milliseconds; how far it came."""
+    until, position = time.perf_counter() + STEP_S, first
+    freed: dict[int, int] = {}
+    for position in range(first, len(copy.moved)):
+        if not position % STEP_LOOK and position > first and time.perf_counter() >= until:
+            break
+        data = copy.moved[position]
+        kind, seq, offset, length = MOVED.unpack_from(data)
+        key = data[MOVED.size :]
+        db = database(index, kind, key)
+        row = txn.get(key, None, db)
+        if row is None:
+            continue
+        segment, _, _, its_seq = PLACE_AND_SEQ.unpack_from(row)
+        if its_seq == seq and segment in copy.sources:
+            txn.put(key, PLACE.pack(copy.segment, offset) + row[PLACE.size :], db=db)
+            freed[segment] = freed.get(segment, 0) + length
+    else:
+        position = len(copy.moved)
+    _count(txn, copy.segment, -sum(freed.values()))
+    for segment, length in freed.items():
+        _count(txn, segment, length)
+    return position
+
+
+def _count(txn: Txn, segment: int, dead_bytes: int) -> None:
+    row = get_segment(txn, segment)
+    assert row is not None
+    put_segment(txn, segment, row._replace(dead_bytes=row.dead_bytes + dead_bytes))
+
+
+def _retire(engine: Engine, said: Retire, dropped_bytes: int) -> None:
+    """The commit point: the copy counts, the old files do not."""
+
+    def commit() -> None:
+        with engine.index.reading() as txn:
+            rows = [get_segment(txn, segment) for segment in said.files]
+        left = sum(row.entry_bytes - row.dead_bytes for row in rows if row is not None)
+        if None in rows or not 0 <= left <= dropped_bytes:
+            raise CorruptionError(
+                f"rows still lead to files that were compacted ({left} bytes); repair builds the "
+                "index anew"
+            )
+        operation = Operation(b"", RETIRE, 0, 0, encode_retire(said))
+        engine.committer.commit_inside((operation,), full=True)
+
+    behind_gate(engine, commit)
+
+
+def _forget(engine: Engine, dropped: Sequence[bytes], files: Collection[int], pace: Pace) -> None:
+    """Remove the rows of deletions that the copy does not hold."""
+    done = 0
+    while done < len(dropped):
+        some = dropped[done : done + CHUNK]
+        _change(engine, lambda txn: _forget_some(engine.index, txn, some, files))  # noqa: B023
+        done += len(some)
+        pace.breathe()
+    _change(engine, lambda txn: forgotten(txn, files))
+
+
+def _forget_some(index: Index, txn: Txn, keys: Iterable[bytes], files: Collection[int]) -> None:
+    for key in keys:
+        row = txn.get(key, None, index.tombstones)
+        if row is not None and PLACE.unpack_from(row)[0] in files:
+            txn.delete(key, db=index.tombstones)
+
+
+# -- what a compactor left that died, and the files themselves ------------------------------------
+
+
+def finish(engine: Engine, pace: Pace) -> None:
+    """Finish or undo what a compactor left that died. The caller holds the compaction lock."""
+    with engine.index.reading() as txn:
+        rows = dict(all_segments(txn))
+        retired = all_retired(txn)
+    _remove_unnamed(engine, rows.keys() | retired.keys())
+    for segment, row in rows.items():
+        if row.state == JOINING:
+            _finish_joining(engine, segment, row, pace)
+    left = {segment for segment, (_, forgot) in retired.items() if not forgot}
+    if left:
+        _forget(engine, _tombstones_in(engine, left, pace), left, pace)
+
+
+def _remove_unnamed(engine: Engine, named: Collection[int]) -> None:
+    """Remove copies that no row leads to, and files that were being written.
+
+    The caller is the only one who writes copies and checkpoints.
+    """
+    disk = engine.disk
+    for segment, path in list_files(disk, engine.log_path).items():
+        if path.suffix == ".cpy" and segment not in named:
+            disk.unlink(path)
+    for name in disk.names(engine.log_path):
+        if name.endswith(".cpy.tmp"):
+            disk.unlink(engine.log_path / name)
+    disk.unlink(engine.checkpoint_path.with_name("index.checkpoint.tmp"))
+
+
+def _finish_joining(engine: Engine, segment: int, row: SegmentRow, pace: Pace) -> None:
+    """Go on where a compactor died that had begun to move rows."""
+    path = segment_path(engine.log_path, segment, FileKind.COPY)
+    header = inspect(engine.disk, segment, path, engine.identity.uuid).header
+    if header is None:
+        raise CorruptionError("the header does not check", segment=segment, offset=0)
+    sources = [file.segment for file in header.files]
+    copy = Copy(segment, sources, row.start, row.after_seq)
+    copy.end = row.end
+    judge = Judge(engine, (segment,), pace)
+    for at, entry in judge._entries(segment):  # noqa: SLF001  # its own, in the same module
+        copy.moved.append(MOVED.pack(entry.kind, entry.seq, at, len(entry.framed)) + entry.key)
+    _move_rows(engine, copy, pace)
+    dropped = _tombstones_in(engine, copy.sources, pace)
+    length, highest = _dropped(engine, dropped)
+    floor_seq = max(judge.floor_seq, highest)
+    said = Retire(segment, row.end, floor_seq, tuple(sorted(sources)))
+    _retire(engine, said, length)
+    _forget(engine, dropped, said.files, pace)
+
+
+def _tombstones_in(engine: Engine, files: Collection[int], pace: Pace) -> list[bytes]:
+    """The keys whose deletions stand in some files."""
+    found: list[bytes] = []
+    after = b""
+    while True:
+        with engine.index.reading() as txn:
+            cursor = txn.cursor(engine.index.tombstones)
+            if not cursor.set_range(after + b"\0"):
+                return found
+            for _ in range(CHUNK):
+                after, row = cursor.item()
+                if PLACE.unpack_from(row)[0] in files:
+                    found.append(after)
+                if not cursor.next():
+                    return found
+        pace.breathe()
+
+
+def _dropped(engine: Engine, keys: Iterable[bytes]) -> tuple[int, int]:
+    """Bytes and highest seq of deletions, by their keys."""
+    total = highest = 0
+    with engine.index.reading() as txn:
+        for key in keys:
+            row = txn.get(key, None, engine.index.tombstones)
+            if row is not None:
+                _, _, length, seq = PLACE_AND_SEQ.unpack_from(row)
+                total, highest = total + length, max(highest, seq)
+    return total, highest
+
+
+def reclaim(engine: Engine) -> int:
+    """Unlink retired files that no reader can reach any more; how many are still waiting.
+
+    The caller holds the compaction lock.
+    """
+    index = engine.index
+    index.reader_check()
+    with index.reading() as txn:
+        retired = all_retired(txn)
+    if not retired:
+        return 0
+    oldest = min((txn for _, txn in index.readers() if txn is not None), default=1 << 63)
+    newest = index.last_transaction()
+    free = [
+        segment
+        for segment, (transaction, forgot) in retired.items()
+        if forgot and transaction <= oldest and transaction < newest
+    ]
+    if free:
+        for segment in free:
+            for kind in FileKind:
+                engine.disk.unlink(segment_path(engine.log_path, segment, kind))
+        _change(engine, lambda txn: drop_retired(txn, free))
+        engine.files.drop(free)
+    return len(retired) - len(free)
+
+
+# -- what to compact ----------------------------------------------------------------------------
+
+GARBAGE_SHARE = 1 / 3  # of all sealed files together: the log is then 1.5 times what is live
+FILE_GARBAGE_SHARE = 1 / 2  # of one file
+JOINED_SHARE = 1 / 8  # files smaller than this share of a segment are put together
+JOINED_FILES = 8  # as soon as there are so many of them
+SOURCES_MAX = 64
+WORTH_BYTES = 64 << 10  # less garbage than this is not worth a copy
+
+
+def choose(engine: Engine) -> list[int]:
+    """The files that compaction should take next of its own accord; empty where all is well."""
+    with engine.index.reading() as txn:
+        meta = get_meta(txn)
+        assert meta is not None
+        rows = {s: row for s, row in listed_segments(txn) if s != meta.segment}
+    total = sum(row.entry_bytes for row in rows.values())
+    dead = sum(row.dead_bytes for row in rows.values())
+    limit = engine.segment_limit
+    worst = sorted(rows, key=lambda segment: _share(rows[segment]), reverse=True)
+    due = worst and (
+        _share(rows[worst[0]]) >= FILE_GARBAGE_SHARE or dead >= max(GARBAGE_SHARE * total, 1)
+    )
+    if due and rows[worst[0]].dead_bytes >= min(WORTH_BYTES, rows[worst[0]].entry_bytes):
+        return _fitting(rows, [s for s in worst if _share(rows[s]) >= GARBAGE_SHARE / 2], limit)
+    small = [s for s, row in rows.items() if row.end - row.start < limit * JOINED_SHARE]
+    if len(small) >= JOINED_FILES:
+        return _fitting(rows, small, limit)
+    return []
+
+
+def _share(row: SegmentRow) -> float:
+    """Which part of a file is garbage; all of one that holds nothing but framing."""
+    return row.dead_bytes / row.entry_bytes if row.entry_bytes else 1.0
+
+
+def _fitting(rows: dict[int, SegmentRow], candidates: Sequence[int], limit: int) -> list[int]:
+    """As many of the candidates, from the first, as are live in one segment's size."""
+    chosen: list[int] = []
+    live = 0
+    for segment in candidates[:SOURCES_MAX]:
+        live += rows[segment].entry_bytes - rows[segment].dead_bytes
+        if chosen and live > limit:
+            break
+        chosen.append(segment)
+    return chosen
+
+
+def seal(engine: Engine) -> None:
+    """Begin a new segment, unless the active one holds nothing yet."""
+
+    def step(txn: Txn) -> None:
+        meta = get_meta(txn)
+        assert meta is not None
+        if meta.last:
+            put_meta(txn, begin_segment(engine, txn, meta))
+
+    _change(engine, step)
+
+
+def everything(engine: Engine) -> list[list[int]]:
+    """Every sealed file that holds garbage or deletions, in groups that each make one copy.
+
+    Those judged first come first, since deletions in the others may be there for their sake.
+    """
+    with engine.index.reading() as txn:
+        meta = get_meta(txn)
+        assert meta is not None
+        rows = {s: row for s, row in listed_segments(txn) if s != meta.segment}
+        deletions = {
+            PLACE.unpack_from(row)[0]
+            for row in txn.cursor(engine.index.tombstones).iternext(keys=False, values=True)
+        }
+    left = [s for s, row in rows.items() if row.dead_bytes or not row.entry_bytes or s in deletions]
+    left.sort(key=lambda segment: rows[segment].after_seq)
+    groups = []
+    while left:
+        group = _fitting(rows, left, engine.options.segment_bytes_max)
+        groups.append(group)
+        left = left[len(group) :]
+    return groups

@@ -1,0 +1,247 @@
+"""Upkeep: what keeps a store small and quick to open, on a thread of its own and on request.
+
+Each process that has the store open looks now and then; who finds something to do takes the lock
+``COMPACT`` and does it, one process at a time: sweep what expired, evict what a bounded store has
+no room for, compact files full of garbage, write a checkpoint, unlink what was retired. Whatever a
+process that died left half done is finished first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from kvsage.engine import compaction
+from kvsage.engine.checkpoint import read_trailer, write_checkpoint
+from kvsage.engine.flusher import EngineThread
+from kvsage.engine.pace import Pace, Stopped
+from kvsage.engine.rotation import filled
+from kvsage.errors import CorruptionError, KvsageError, StoreLockedError
+from kvsage.fs.locks import LockFile, try_lock, unlock, wait_for_lock
+from kvsage.index.segments import (
+    JOINING,
+    all_retired,
+    all_segments,
+    get_meta,
+    listed_segments,
+)
+from kvsage.types import CompactionReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvsage.engine.compaction import Compacted
+    from kvsage.engine.engine import Engine
+
+CHECKPOINT_BYTES = 64 << 20  # of log since the last one, or twice the index if that is more
+REST = 1.0  # behind each slice of work as long a rest
+WAIT_MOST_S = 3600.0
+
+
+class UpkeepLock:
+    """One at a time: among this process's threads, then among processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = threading.Lock()
+        self._file: LockFile | None = None
+
+    @contextlib.contextmanager
+    def now(self) -> Iterator[bool]:
+        """Hold it for a ``with`` block, where nobody else does; whether it is held."""
+        if not self._thread.acquire(blocking=False):
+            yield False
+            return
+        try:
+            held = try_lock(self._fd())
+            try:
+                yield held
+            finally:
+                if held:
+                    unlock(self._fd())
+        finally:
+            self._thread.release()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Hold it for a ``with`` block, once nobody else does.
+
+        Raises:
+            StoreLockedError: it was held all the time of ``lock_timeout``.
+        """
+        timeout_s = min(self._engine.options.lock_timeout, threading.TIMEOUT_MAX)
+        deadline = time.monotonic() + timeout_s
+        if not self._thread.acquire(timeout=timeout_s):
+            raise StoreLockedError("another thread is compacting the store")
+        try:
+            wait_for_lock(self._fd(), deadline, "another process is compacting the store")
+            try:
+                yield
+            finally:
+                unlock(self._fd())
+        finally:
+            self._thread.release()
+
+    def _fd(self) -> int:
+        if self._file is None:
+            self._file = LockFile(self._engine.disk, self._engine.path / "COMPACT")
+        return self._file.fd
+
+    def close(self) -> None:
+        """Close the file, which lets go."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+class Upkeep:
+    """The upkeep of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._interval_s = engine.options.upkeep_interval
+        self._ended = False
+        self._woken = threading.Event()
+        self._thread: EngineThread | None = None
+        self.lock = UpkeepLock(engine)
+        self.last_error: KvsageError | None = None
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to look, unless the options say never."""
+        if self._interval_s <= WAIT_MOST_S:
+            self._thread = EngineThread(target=self._run, name="kvsage-upkeep", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Look at once: a segment was sealed."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End, and wait for the step that is under way."""
+        self._ended = True
+        self._woken.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+
+    def close(self) -> None:
+        """Let go of the lock's file."""
+        self.lock.close()
+
+    def _run(self) -> None:
+        pace = Pace(REST, lambda: self._ended)
+        while not self._ended:
+            self._woken.wait(self._interval_s)
+            self._woken.clear()
+            try:
+                self.look(pace)
+            except Stopped:
+                return
+            except KvsageError as error:
+                # A full disk, a damaged file, a writer that holds the gate: the next look may find
+                # it gone, and who reads the damage or writes is told there.
+                self.last_error = error
+                if self._engine.poisoned:
+                    return
+
+    def look(self, pace: Pace) -> None:
+        """Do what is due, if nobody else is at it."""
+        engine = self._engine
+        engine.drop_removed()
+        engine.fit_segments()
+        if not self._is_due():
+            return
+        with self.lock.now() as held:
+            if held:
+                compaction.finish(engine, pace)
+                self._sweep_and_evict(pace)
+                while sources := compaction.choose(engine):
+                    self._compact(sources, pace)
+                    self._reclaim()
+                self._reclaim()
+                if self._checkpoint_due():
+                    self.checkpoint_held()
+
+    def _is_due(self) -> bool:
+        engine = self._engine
+        with engine.index.reading() as txn:
+            if all_retired(txn) or any(row.state == JOINING for _, row in all_segments(txn)):
+                return True
+        return bool(compaction.choose(engine)) or self._checkpoint_due() or self._others_due()
+
+    def _others_due(self) -> bool:
+        return False
+
+    def _sweep_and_evict(self, pace: Pace) -> None:
+        return
+
+    # -- its parts --------------------------------------------------------------------------
+
+    def _compact(self, sources: list[int], pace: Pace) -> Compacted:
+        return compaction.compact_files(self._engine, sources, pace)
+
+    def _reclaim(self) -> int:
+        return compaction.reclaim(self._engine)
+
+    def _checkpoint_due(self) -> bool:
+        """Whether the log has grown so far since the last checkpoint that reading it takes long."""
+        engine = self._engine
+        try:
+            last = read_trailer(engine.disk, engine.checkpoint_path)
+        except CorruptionError:
+            last = None
+        since_seq, index_bytes = (0, 0) if last is None else (last.seq, last.index_bytes)
+        with engine.index.reading() as txn:
+            meta = get_meta(txn)
+            assert meta is not None
+            grown = 0
+            for segment, row in listed_segments(txn):
+                whole = filled(row, meta) if segment == meta.segment else row
+                if whole.last_seq > since_seq:
+                    grown += whole.end - whole.start
+        return grown > max(CHECKPOINT_BYTES, 2 * index_bytes)
+
+    def checkpoint_held(self) -> None:
+        """Write a checkpoint; the lock is held."""
+        write_checkpoint(self._engine)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint now."""
+        with self.lock.waiting():
+            self.checkpoint_held()
+
+    def compact(self, pace: Pace) -> CompactionReport:
+        """Seal the active segment and compact every file that holds any garbage."""
+        engine = self._engine
+        with self.lock.waiting():
+            compaction.finish(engine, pace)
+            self._sweep_and_evict(pace)
+            before = self._log_bytes()
+            compaction.seal(engine)
+            if engine.checkpoint_path.exists():
+                self.checkpoint_held()  # so that no deletion is kept for the old one's sake
+            done = [self._compact(group, pace) for group in compaction.everything(engine)]
+            waiting = self._reclaim()
+            if self._checkpoint_due():
+                self.checkpoint_held()
+            return CompactionReport(
+                files_compacted=sum(one.files for one in done),
+                bytes_before=before,
+                bytes_after=self._log_bytes(),
+                bytes_copied=sum(one.bytes_after for one in done),
+                deletions_dropped=sum(one.deletions_dropped for one in done),
+                files_waiting=waiting,
+            )
+
+    def _log_bytes(self) -> int:
+        with self._engine.index.reading() as txn:
+            meta = get_meta(txn)
+            assert meta is not None
+            return sum(
+                (meta.offset if segment == meta.segment else row.end) - row.start
+                for segment, row in listed_segments(txn)
+            )
