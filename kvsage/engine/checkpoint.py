@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
     from kvsage.fs import Disk
+    from kvsage.index.env import Txn
 
 MAGIC = b"kvscheck"
 CHECKPOINT = Struct("<8sHHI16sQQ")  # magic, index version, zero, zero, uuid, seq, bytes of the copy
@@ -59,10 +60,25 @@ def write_checkpoint(engine: Engine) -> Checkpoint:
     disk, beside = engine.disk, engine.checkpoint_path.with_name("index.checkpoint.tmp")
     txn = engine.index.begin_read()
     try:
-        meta = get_meta(txn)
-        assert meta is not None
         engine.flusher.flush()
-        fd = disk.open(beside, write=True, create=True)
+        said = copy_index(engine, txn, beside)
+    finally:
+        txn.abort()
+    disk.rename(beside, engine.checkpoint_path)
+    disk.sync_directory(engine.path)
+    return said
+
+
+def copy_index(engine: Engine, txn: Txn, path: Path) -> Checkpoint:
+    """Write what a read transaction sees as a checkpoint at ``path``, flushed.
+
+    Raises:
+        StoreFullError, StoreUnavailableError: there is no such file.
+    """
+    disk, meta = engine.disk, get_meta(txn)
+    assert meta is not None
+    try:
+        fd = disk.open(path, write=True, create=True)
         try:
             disk.truncate(fd, 0)
             engine.index.copy(txn, fd)
@@ -75,12 +91,8 @@ def write_checkpoint(engine: Engine) -> Checkpoint:
         finally:
             disk.close(fd)
     except BaseException:
-        disk.unlink(beside)
+        disk.unlink(path)
         raise
-    finally:
-        txn.abort()
-    disk.rename(beside, engine.checkpoint_path)
-    disk.sync_directory(engine.path)
     return said
 
 
