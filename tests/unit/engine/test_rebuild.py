@@ -18,14 +18,19 @@ from kvsage.log.format import (
     DELETE,
     ENTRY,
     ENTRY_BYTES,
+    IS_CONTENT,
+    ORIGIN,
+    ORIGINS,
     PUT,
     RETIRE,
     BatchHeader,
     FileKind,
     LogEntry,
+    Retire,
     SegmentHeader,
     encode_batch,
     encode_entry,
+    encode_retire,
     place,
 )
 from kvsage.log.reader import WINDOW_BYTES, SegmentReader
@@ -75,8 +80,8 @@ def rewrite_only_batch(new_store, path, body, count):
 
 def test_a_batch_that_was_rewritten_whole_is_taken(new_store, tmp_path):
     """So that the tests below are refused for the entries alone; a RETIRE has no key."""
-    body = GOOD + framed(RETIRE, b"", bytes(8)) + framed(DELETE, b"gone")
-    rewrite_only_batch(new_store, tmp_path / "store", body, 3)
+    retire = framed(RETIRE, b"", encode_retire(Retire(0, 0, 0, (77,))))
+    rewrite_only_batch(new_store, tmp_path / "store", GOOD + retire + framed(DELETE, b"gone"), 3)
     assert list(new_store().keys()) == ["good"]
 
 
@@ -99,6 +104,9 @@ def test_a_batch_that_was_rewritten_whole_is_taken(new_store, tmp_path):
         (framed(CONTENT, b"", CONTENT_HEAD.pack(1)), 2, len(GOOD)),
         (framed(CONTENT, b"k" * 17, CONTENT_HEAD.pack(1)), 2, len(GOOD)),
         (framed(CONTENT, b"k" * 18, b"1234567"), 2, len(GOOD)),
+        (framed(RETIRE, b"", bytes(16)), 2, len(GOOD)),
+        (framed(RETIRE, b"", bytes(21)), 2, len(GOOD)),
+        (encode_entry(LogEntry(1, 0, PUT, IS_CONTENT, b"k", bytes(25))), 2, len(GOOD)),
     ],
 )
 def test_impossible_entries_are_damage(new_store, tmp_path, entry, count, at):
@@ -147,37 +155,50 @@ def test_keys_that_are_gathered_in_many_parts(new_store, tmp_path, monkeypatch):
     assert store.verify(deep=True).problems == ()
 
 
+LEADING = encode_entry(LogEntry(0, 0, ORIGINS, 0, b"", ORIGIN.pack(0, 1)))
+
+
+def write_copy(path, key, entries):
+    """Batches of one entry each, their number its flags; where they end, and the last checksum."""
+    chain, offset = 7, 0
+    with path.open("wb") as file:
+        for number, (kind, seq) in enumerate(entries, 1):
+            body = LEADING + encode_entry(LogEntry(seq, 0, kind, number, key, b""))
+            header = BatchHeader(0, 2, 0, number, 0, 0, chain)
+            chain, *parts = encode_batch(header, body, place(SALT, 1, offset))
+            offset += file.write(b"".join(parts))
+    return offset, chain
+
+
 @pytest.mark.parametrize("key", [b"k", CONTENT_ROOT + b"k" * 18], ids=["keydir", "system"])
 @pytest.mark.parametrize("chunk", [100, 0], ids=["gathered at once", "one after the other"])
 @pytest.mark.parametrize("entries", PAIRS, ids=str)
 def test_the_highest_seq_wins_wherever_it_stands(tmp_path, monkeypatch, key, chunk, entries):
     """Of two with one seq, a copied entry and what it was copied from, the later stands."""
     monkeypatch.setattr(rebuild, "CHUNK", chunk)
-    path, chain, offset = tmp_path / "file", 7, 0
-    with path.open("wb") as file:
-        for number, (kind, seq) in enumerate(entries, 1):
-            body = encode_entry(LogEntry(seq, 0, kind, number, key, b""))
-            header = BatchHeader(0, 1, 0, number, 0, 0, chain)
-            chain, *parts = encode_batch(header, body, place(SALT, 1, offset))
-            offset += file.write(b"".join(parts))
+    path = tmp_path / "file.cpy"
+    offset, chain = write_copy(path, key, entries)
     (tmp_path / "index").mkdir()
     index = Index(tmp_path / "index", 1 << 20)
     try:
         replay = Replay(POSIX, index, SALT)
         header = SegmentHeader(FileKind.COPY, b"", 1, 0, 0, 0, 0, 0, 0, (), ())
-        tail = replay.file(LogFile(1, path, header, 7, 0), offset)
+        read = replay.file(LogFile(1, path, header, 7, 0), offset)
         replay.flush()
         dbs = {"keydir": index.keydir, "system": index.system, "tombstones": index.tombstones}
         with index.reading() as txn:
             found = {name: dict(txn.cursor(db)) for name, db in dbs.items()}
     finally:
         index.close()
-    assert tail == (offset, offset // 2, chain, 2)
-    assert replay.entry_bytes == {1: offset - 2 * BATCH_BYTES}
+    length = ENTRY_BYTES + len(key)
+    assert read.tail == (offset, offset // 2, chain, 2)
+    assert read.entry_bytes == 2 * length
+    assert read.last_seq == max(seq for _, seq in entries)
     newest = 1 if entries[0][1] > entries[1][1] else 2
     kind, seq = entries[newest - 1]
     live = "keydir" if key == b"k" else "system"
-    row = Row(1, offset // 2 * (newest - 1) + BATCH_BYTES, len(body), seq, 0, newest)
+    at = offset // 2 * (newest - 1) + BATCH_BYTES + len(LEADING)
+    row = Row(1, at, length, seq, 0, newest)
     expected = {name: {} for name in dbs}
     expected[live if kind == PUT else "tombstones"][key] = ROW.pack(*row)
     assert found == expected
