@@ -23,8 +23,8 @@ class StoreOptions:
     """How one handle uses a store; nothing here changes what is on disk already.
 
     Handles of one process share an engine: ``lock_timeout``, ``segment_bytes_max``, ``bytes_max``,
-    ``upkeep_interval``, ``network_filesystem`` and ``index_map_bytes`` are those of the first, and
-    of ``sync_interval`` the shortest counts.
+    ``upkeep_interval``, ``changes_kept``, ``network_filesystem`` and ``index_map_bytes`` are those
+    of the first, and of ``sync_interval`` the shortest counts.
 
     Attributes:
         durability: ``full`` (acknowledged means on disk) or ``relaxed`` (on disk within
@@ -47,6 +47,8 @@ class StoreOptions:
             background work.
         bytes_max: least recently read entries are evicted so that the log stays under so many
             bytes; None for a store that keeps everything.
+        changes_kept: for so many seconds a named consumer of changes that does not move holds back
+            the deletions that it has not seen.
     """
 
     durability: Durability = "full"
@@ -63,6 +65,7 @@ class StoreOptions:
     index_map_bytes: int = 1 << 40
     upkeep_interval: float = 1.0
     bytes_max: int | None = None
+    changes_kept: float = 604_800.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -77,6 +80,7 @@ class StoreOptions:
         _within("sync_interval", self.sync_interval, 0.001, 3600)
         _within("lock_timeout", self.lock_timeout, 0, math.inf)
         _within("upkeep_interval", self.upkeep_interval, 0.001, math.inf)
+        _within("changes_kept", self.changes_kept, 0, math.inf)
         _whole("value_bytes_max", self.value_bytes_max, 1, VALUE_BYTES_LIMIT)
         _whole("segment_bytes_max", self.segment_bytes_max, SEGMENT_BYTES_LEAST, SEGMENT_BYTES_MOST)
         _whole("content_bytes_min", self.content_bytes_min, 64, VALUE_BYTES_LIMIT)
@@ -108,6 +112,7 @@ class OptionArguments(TypedDict, total=False):
     index_map_bytes: int
     upkeep_interval: float
     bytes_max: int | None
+    changes_kept: float
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

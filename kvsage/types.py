@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
-from kvsage.errors import InvalidTTLError
+from kvsage.errors import ConfigError, InvalidTTLError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import override as override  # noqa: PLC0414  # for others to import
 else:
     # Loading typing_extensions would be a twentieth of the time that importing kvsage takes.
@@ -82,6 +85,95 @@ class Entry:
     expires_at: datetime | None
     size: int
     stored_size: int
+
+
+COMMIT_END = (1 << 32) - 1
+"""As the ``n`` of a position: behind everything that its commit changed."""
+
+POSITION = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,10}))?@([0-9a-f]{16})")
+
+
+class Position(NamedTuple):
+    """A place in the order of all changes of a store; whoever is there has passed all before it.
+
+    ``str`` gives a text to keep, ``parse`` reads it. The version of an entry is such a text too:
+    the place behind the commit that wrote it. Positions of one timeline compare as they follow one
+    another.
+
+    Attributes:
+        seq: number of the commit; 0 at the beginning.
+        n: which entry of that commit was passed last, from 0; ``COMMIT_END`` when all were.
+        timeline: in which the commit was numbered.
+    """
+
+    seq: int
+    n: int
+    timeline: int
+
+    @override
+    def __str__(self) -> str:
+        place = f"{self.seq}" if self.n == COMMIT_END else f"{self.seq}.{self.n}"
+        return f"{place}@{self.timeline:016x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The position that ``text`` stands for.
+
+        Raises:
+            ConfigError: it stands for none.
+        """
+        match = POSITION.fullmatch(text)
+        if match is None or int(match[2] or 0) > COMMIT_END:
+            raise ConfigError(f"{shown(text)} is not a position: those look like 12.3@" + "0" * 16)
+        n = COMMIT_END if match[2] is None else int(match[2])
+        return cls(int(match[1]), n, int(match[3], 16))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of one key.
+
+    Attributes:
+        position: where it stands in the order of all; give it as ``since`` to go on behind it.
+        time: when it was committed (UTC).
+        kind: ``put``, or ``delete`` where the key went.
+        key: of the entry.
+        expires_at: of a put, the instant at which the key vanishes (UTC), or None.
+        reason: of a delete, why: by a user, or because the key had expired or was evicted.
+    """
+
+    position: Position
+    time: datetime
+    kind: Literal["put", "delete"]
+    key: str
+    expires_at: datetime | None
+    reason: Literal["user", "expired", "evicted"] | None
+    _read: Callable[[], Any] = field(repr=False, compare=False)
+
+    @property
+    def value(self) -> Any:
+        """The value that was put, read when asked for; None of a delete.
+
+        Raises:
+            ChangesLostError: the key has changed since, and the value is gone. The later change is
+                in the feed.
+            SerializationError: it cannot be read back.
+            CorruptionError: it is damaged.
+            StoreClosedError: the store was closed meanwhile.
+        """
+        return self._read()
+
+
+class Consumer(NamedTuple):
+    """How far a named consumer of changes has come.
+
+    Attributes:
+        position: what it has passed.
+        time: when it last said so (UTC).
+    """
+
+    position: Position
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +344,7 @@ class Capabilities:
         server_expiry: the clock that judges expiry is a server's, not the caller's.
         content: contents are stored once, by hash.
         persistent: what was saved outlives the process.
+        changes: ``changes()`` gives every change in the order of the commits.
     """
 
     transactions: bool = False
@@ -262,3 +355,99 @@ class Capabilities:
     server_expiry: bool = False
     content: bool = False
     persistent: bool = False
+    changes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """One backup in a directory of backups.
+
+    Attributes:
+        name: what it is called there: its number and the instant at which it was begun.
+        path: its manifest.
+        number: its place among the backups of its directory, from 1; never used twice.
+        created_at: when it was begun (UTC).
+        seq: number of the last commit in it.
+        kvsage: version of the program that made it.
+        files: how many files it needs, those that it shares with other backups too.
+        bytes: how many bytes of them a restore takes.
+        damage: why it cannot be used, or None; then the numbers are 0.
+    """
+
+    name: str
+    path: str
+    number: int
+    created_at: datetime
+    seq: int
+    kvsage: str
+    files: int
+    bytes: int
+    damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What ``backup`` made.
+
+    Attributes:
+        backup: the new one.
+        files_shared: files that an earlier backup had already.
+        files_linked: files that got a second name and take no space of their own yet.
+        files_copied: files that were copied, the checkpoint included.
+        bytes_copied: what these take.
+        bytes_checked: bytes of log that were read and whose every commit was checked.
+        removed: names of earlier backups that retention removed.
+    """
+
+    backup: Backup
+    files_shared: int
+    files_linked: int
+    files_copied: int
+    bytes_copied: int
+    bytes_checked: int
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupVerifyReport:
+    """What was read of some backups, and found.
+
+    Attributes:
+        problems: everything that does not check; empty when all is well.
+        backups: names of the backups looked at.
+        files: files read, each once.
+        batches: commits in them.
+        bytes: bytes read.
+    """
+
+    problems: tuple[Problem, ...]
+    backups: tuple[str, ...]
+    files: int
+    batches: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What ``restore`` made.
+
+    Attributes:
+        backup: what it was made from.
+        path: the store's directory.
+        keys: keys in it.
+        files: files copied.
+        bytes: bytes copied.
+        replaced: whether there was a store before.
+    """
+
+    backup: Backup
+    path: str
+    keys: int
+    files: int
+    bytes: int
+    replaced: bool

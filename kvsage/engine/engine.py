@@ -286,7 +286,10 @@ class Engine:
             self.gate.leave()
 
     def _close_clean(self) -> None:
-        gate = LockFile(self.disk, self.path / "OPEN")
+        try:
+            gate = LockFile(self.disk, self.path / "OPEN")
+        except FileNotFoundError:
+            return  # the store was removed
         try:
             if try_lock(gate.fd):  # whoever is opening will close clean, or the one after
                 close_clean(self)
@@ -430,7 +433,7 @@ class Engine:
 
     def version(self, seq: int) -> str:
         """The token of a key whose newest entry has ``seq``."""
-        return f"{seq}@{self._timeline_of(seq):016x}"
+        return f"{seq}@{self.timeline_of(seq):016x}"
 
     def seq_of(self, version: object) -> int:
         """The seq that a token stands for in this history; 0, which no entry has, for none.
@@ -444,7 +447,8 @@ class Engine:
         seq = int(match[1] or 0)  # one that a transaction gave never became a state of the store
         return seq if version == self.version(seq) else 0
 
-    def _timeline_of(self, seq: int) -> int:
+    def timeline_of(self, seq: int) -> int:
+        """The timeline in which a commit was numbered; 0 for what is before the first."""
         for timeline, after_seq in reversed(self.timelines):
             if after_seq < seq:
                 return timeline

@@ -66,12 +66,15 @@ class SegmentReader:
     Not for a file's live tail in another process's hands: what the window holds is not read again.
     """
 
-    __slots__ = ("_base", "_data", "_disk", "_fd", "_salt", "segment", "size")
+    __slots__ = ("_base", "_data", "_disk", "_fd", "_salt", "_window_bytes", "segment", "size")
 
-    def __init__(self, disk: Disk, fd: int, segment: int, salt: int) -> None:
+    def __init__(
+        self, disk: Disk, fd: int, segment: int, salt: int, window_bytes: int = WINDOW_BYTES
+    ) -> None:
         self._disk = disk
         self._fd = fd
         self._salt = salt
+        self._window_bytes = window_bytes
         self.segment = segment
         self.size = disk.size(fd)
         self._base = 0
@@ -86,7 +89,7 @@ class SegmentReader:
         """A window that holds these bytes, as far as the file has them, and their place in it."""
         start = offset - self._base
         if start < 0 or start + length > len(self._data):
-            self._data = self._disk.read(self._fd, max(length, WINDOW_BYTES), offset)
+            self._data = self._disk.read(self._fd, max(length, self._window_bytes), offset)
             self._base, start = offset, 0
         return self._data, start
 
