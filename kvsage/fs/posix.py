@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,6 +30,8 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 HAS_FDATASYNC = hasattr(os, "fdatasync")  # macOS has none
 ZEROS = bytes(1 << 18)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def translate(error: OSError, doing: str) -> KvsageError:
@@ -108,6 +111,11 @@ class Disk:
             while written < len(data):
                 written += os.pwrite(fd, view[written:], offset + written)
 
+    def map(self, fd: int, length: int) -> mmap.mmap:
+        """The file's first bytes as memory that all processes share; they must be there."""
+        with translated("mapping"):
+            return mmap.mmap(fd, length)
+
     def zero(self, fd: int, offset: int, length: int) -> None:
         """Written zeros, so that a later flush of bytes there changes no metadata."""
         for start in range(offset, offset + length, len(ZEROS)):
@@ -130,6 +138,15 @@ class Disk:
         with translated("flushing"):
             os.fsync(fd)
 
+    def fingerprint(self, fd: int) -> tuple[int, int, int, int]:
+        """Device, inode, bytes and modification time in ns: of an unchanged file always the same.
+
+        Given a second name it keeps them; written to, it does not.
+        """
+        with translated("looking at a file"):
+            status = os.fstat(fd)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
     # -- names ------------------------------------------------------------------------------
 
     def sync_directory(self, path: Path) -> None:
@@ -150,6 +167,22 @@ class Disk:
         """Atomically give ``source`` the name ``target``, in place of what has it."""
         with translated(f"renaming {source}"):
             source.replace(target)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Atomically give each the other's name; False where the system has no such thing."""
+        import ctypes  # noqa: PLC0415  # of use to a restore only
+
+        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if call is None:
+            return False
+        names = os.fsencode(one), os.fsencode(other)
+        if call(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+            return True
+        number = ctypes.get_errno()
+        if number in NO_EXCHANGE:
+            return False
+        error = OSError(number, os.strerror(number), str(one))
+        raise translate(error, f"exchanging {one}") from error
 
     def link(self, source: Path, target: Path) -> None:
         """A second name for the same file."""

@@ -10,7 +10,7 @@ from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
-from kvsage.engine.reading import Loader
+from kvsage.engine.reading import Loader, MarkingLoader
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
 from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
@@ -19,10 +19,14 @@ from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
 from kvsage.types import (
     TTL,
+    Backup,
+    BackupReport,
+    BackupVerifyReport,
     Capabilities,
     CompactionReport,
     Entry,
     RepairReport,
+    RestoreReport,
     StoreStats,
     VerifyReport,
     Version,
@@ -33,6 +37,7 @@ from kvsage.types import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime, timedelta
 
     from kvsage.clock import Clock
 
@@ -89,7 +94,8 @@ class LMDBStore(TransactionalStore):
         self._full = self.options.durability == "full"
         self._preparer = Preparer(self._engine, self.options)
         self._codec = self._preparer.codec
-        self._loader = Loader(self._engine, self._codec)
+        loader = Loader if self._engine.reads is None else MarkingLoader
+        self._loader = loader(self._engine, self._codec)
         self._load = self._loader.load
 
     @override
@@ -191,6 +197,8 @@ class LMDBStore(TransactionalStore):
             self._look_again()
         if self.options.readonly:
             raise ReadOnlyStoreError(f"{self.path} was opened for reading")
+        if self._engine.pressure:
+            self._engine.ease()
         return self._engine
 
     def _save(self, key: str, value: Any, ttl: TTL | None, require: int) -> bool:
@@ -264,14 +272,15 @@ class LMDBStore(TransactionalStore):
         """Remove every key that has expired, as the background does by itself; how many.
 
         Nobody sees a difference but in the space: an expired key is absent for every verb anyway.
+        A store over its ``bytes_max`` then evicts what was not read lately, which counts too.
 
         Raises:
             ReadOnlyStoreError, StoreLockedError, StoreFullError, StoreUnavailableError,
             PoisonedError: what is left is removed by the next sweep.
         """
-        from kvsage.engine import sweep
+        from kvsage.engine.pace import Pace
 
-        return sweep.sweep(self._writing())
+        return self._writing().upkeep.sweep(Pace())
 
     def compact(self) -> CompactionReport:
         """Move every record that is live out of log files that hold garbage, and remove those.
@@ -311,6 +320,156 @@ class LMDBStore(TransactionalStore):
         from kvsage.engine import check
 
         return check.verify(self._reading(), deep=deep)
+
+    def backup(  # noqa: PLR0913
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int | None = None,
+        keep_for: float | timedelta | None = None,
+        link: bool = True,
+        verify: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Back the store up into a directory of backups while it is in use.
+
+        A backup holds what was committed when it began. Files that never change again get a second
+        name there, or are copied to another file system; later backups share them. All that was not
+        shared is read and checked, commit by commit.
+
+        Args:
+            directory: made where it is not there; one directory holds the backups of one store.
+            keep: how many of the newest backups stay, this one included.
+            keep_for: seconds or a ``timedelta``; younger backups stay. Where both are given, what
+                either keeps stays. Where neither is given, everything stays.
+            link: False copies files where a second name would do.
+            verify: also read the files shared with earlier backups; those that do not check any
+                more are taken anew.
+            progress: called with bytes done and bytes in all.
+
+        Raises:
+            BackupError: the directory is inside the store, is no directory of backups, or is
+                another store's.
+            StoreLockedError: another process is using the directory.
+            StoreFullError, StoreUnavailableError: it takes no more; earlier backups are as before.
+            CorruptionError: the log is damaged; earlier backups are as before.
+        """
+        from kvsage.engine import backup, restore
+
+        return backup.back_up(
+            self._reading(),
+            store_path(directory),
+            keep=restore.count(keep),
+            keep_for=restore.period(keep_for),
+            link=link,
+            verify=verify,
+            progress=progress,
+        )
+
+    @staticmethod
+    def backups(directory: str | os.PathLike[str]) -> tuple[Backup, ...]:
+        """The backups in a directory, oldest first; damaged ones say so.
+
+        Raises:
+            BackupError: it is no directory of backups.
+        """
+        from kvsage.engine import restore
+
+        return restore.list_backups(store_path(directory), POSIX)
+
+    @staticmethod
+    def verify_backups(
+        directory: str | os.PathLike[str], *, name: str | None = None
+    ) -> BackupVerifyReport:
+        """Read every byte of the backups in a directory, or of one of them, and check it.
+
+        Args:
+            directory: of the backups; or the manifest of one of them.
+            name: of one of them.
+
+        Raises:
+            BackupError: there are none, or none of that name.
+            StoreLockedError: another process is making or removing backups.
+        """
+        from kvsage.engine import restore
+
+        return restore.verify_backups(store_path(directory), POSIX, name=name)
+
+    @staticmethod
+    def prune_backups(
+        directory: str | os.PathLike[str],
+        *,
+        keep: int | None = None,
+        keep_for: float | timedelta | None = None,
+        clock: Clock | None = None,
+    ) -> tuple[str, ...]:
+        """Remove backups that are neither among the newest ``keep`` nor younger than ``keep_for``.
+
+        The newest backup stays in any case.
+
+        Returns:
+            The names of those that were removed.
+
+        Raises:
+            ConfigError: neither was given, or one that cannot be meant.
+            BackupError: it is no directory of backups.
+            StoreLockedError: another process is using it.
+        """
+        from kvsage.engine import restore
+
+        chosen = clocks.SYSTEM if clock is None else clock
+        return restore.prune_backups(
+            store_path(directory),
+            POSIX,
+            keep=restore.count(keep),
+            keep_for=restore.period(keep_for),
+            now=chosen(),
+        )
+
+    @staticmethod
+    def restore(  # noqa: PLR0913
+        backup: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        name: str | None = None,
+        at: datetime | None = None,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+    ) -> RestoreReport:
+        """Make a store out of a backup.
+
+        It is built beside ``path``, read and checked whole, and renamed into place; until then
+        nothing at ``path`` is touched. It begins a new timeline: versions of states that came after
+        the backup are refused.
+
+        Args:
+            backup: a directory of backups, or the manifest of one of them.
+            path: the directory of the new store; it must not be there, or be empty.
+            overwrite: let the new store take the place of the one at ``path``, which no process may
+                have open. That one is removed.
+            name: the backup of this name, instead of the newest.
+            at: the newest backup begun by then, with a time zone.
+            clock: wall time in seconds, for tests.
+            disk: the door to the disk, for tests.
+
+        Raises:
+            BackupError: there is no such backup, or it is damaged; nothing was changed.
+            NotAStoreError: ``path`` holds something else, or a store and ``overwrite`` is false.
+            StoreLockedError: a process has the store open, or is restoring there too.
+            StoreFullError, StoreUnavailableError: nothing was changed.
+        """
+        from kvsage.engine import restore
+
+        return restore.restore(
+            store_path(backup),
+            store_path(path),
+            POSIX if disk is None else disk,
+            clocks.SYSTEM if clock is None else clock,
+            overwrite=overwrite,
+            name=name,
+            at=at,
+        )
 
     @classmethod
     def repair(

@@ -1,0 +1,498 @@
+"""Backups read again: listing, checking, retention, and making a store out of one.
+
+A restore builds the new store beside its place: files copied and compared with the manifest, KVSAGE
+last. It is opened there, which builds its index and begins a new timeline, read whole, and closed.
+Then one rename puts it into place; where a store is to be replaced, the two exchange their names,
+and the old one is removed. A kill leaves the old store or the new one, and a directory with a name
+of its own beside it, which the next restore there removes.
+
+On a file system that cannot exchange names the old store is renamed first. A kill between these two
+renames leaves both beside the place; the next restore puts the old one back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import secrets
+from collections import defaultdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvsage.engine import engine as engines
+from kvsage.engine.backup import make_directory
+from kvsage.engine.check import verify
+from kvsage.engine.checkpoint import read_trailer
+from kvsage.engine.examine import (
+    PIECE_BYTES,
+    Examined,
+    checksum_of,
+    examine,
+    refuse_another_log,
+)
+from kvsage.engine.pace import Pace
+from kvsage.engine.pool import Pool, told
+from kvsage.errors import (
+    BackupError,
+    ConfigError,
+    CorruptionError,
+    KvsageError,
+    NotAStoreError,
+    StoreLockedError,
+)
+from kvsage.fs.locks import LockFile, identity, try_lock
+from kvsage.log.format import encode_identity
+from kvsage.log.segment import segment_path
+from kvsage.options import StoreOptions
+from kvsage.types import BackupVerifyReport, Problem, RestoreReport, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from kvsage.clock import Clock
+    from kvsage.engine.manifest import Manifest, TakenCheckpoint, TakenFile
+    from kvsage.fs import Disk
+    from kvsage.types import Backup
+
+NAMED_MOST = 3
+
+
+# -- what a caller gives ------------------------------------------------------------------------
+
+
+def count(keep: object) -> int | None:
+    """How many backups to keep.
+
+    Raises:
+        ConfigError: no whole number above zero.
+    """
+    if keep is None:
+        return None
+    if type(keep) is not int or keep < 1:
+        raise ConfigError(f"keep is a whole number above 0, not {shown(keep)}")
+    return keep
+
+
+def period(keep_for: object) -> timedelta | None:
+    """For how long to keep backups.
+
+    Raises:
+        ConfigError: no number of seconds or ``timedelta`` from zero on.
+    """
+    if keep_for is None:
+        return None
+    try:
+        if type(keep_for) in {int, float}:
+            keep_for = timedelta(seconds=keep_for)  # type: ignore[arg-type]
+    except (OverflowError, ValueError) as error:
+        raise ConfigError(f"keep_for is too long: {shown(keep_for)}") from error
+    if not isinstance(keep_for, timedelta) or keep_for < timedelta(0):
+        raise ConfigError(f"keep_for is seconds or a timedelta, not {shown(keep_for)}")
+    return keep_for
+
+
+def _pool_of(disk: Disk, backup: Path, name: str | None) -> tuple[Pool, str | None]:
+    """The directory of backups, and which of them, that a caller means."""
+    path = backup.resolve()
+    if not path.is_file():
+        return Pool(disk, path), name
+    if name is not None:
+        raise ConfigError(f"{backup} is one backup already: give no name with it")
+    return Pool(disk, path.parent.parent), path.name
+
+
+# -- listing and retention ----------------------------------------------------------------------
+
+
+def list_backups(directory: Path, disk: Disk) -> tuple[Backup, ...]:
+    """See ``LMDBStore.backups``."""
+    with told(directory):
+        pool = Pool(disk, directory.resolve())
+        pool.refuse_absent()
+        return pool.shown_all()
+
+
+def prune_backups(
+    directory: Path, disk: Disk, *, keep: int | None, keep_for: timedelta | None, now: float
+) -> tuple[str, ...]:
+    """See ``LMDBStore.prune_backups``."""
+    if keep is None and keep_for is None:
+        raise ConfigError("say how many backups to keep, or for how long")
+    with told(directory):
+        pool = Pool(disk, directory.resolve())
+        pool.refuse_absent()
+        with pool.changing():
+            removed = pool.prune(keep, keep_for, now)
+            pool.clean()
+            return removed
+
+
+# -- checking -----------------------------------------------------------------------------------
+
+
+def verify_backups(directory: Path, disk: Disk, *, name: str | None) -> BackupVerifyReport:
+    """See ``LMDBStore.verify_backups``."""
+    with told(directory):
+        pool, name = _pool_of(disk, directory, name)
+        with pool.reading():
+            check = Check(pool)
+            if name is not None:
+                check.run([pool.choose(name, None)])
+            else:
+                listing = pool.listing()
+                for file, error in listing.damaged.items():
+                    check.problem(f"backups/{file}: {error}")
+                check.run(listing.manifests)
+            return check.report()
+
+
+class Check:
+    """Reads the files of some backups, each once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._disk = pool.disk
+        self._pace = Pace()
+        self._problems: list[Problem] = []
+        self._backups: list[str] = []
+        self._files = self._batches = self._bytes = 0
+        self._needed: defaultdict[str, list[str]] = defaultdict(list)
+        self._found: dict[str, Examined | None] = {}
+
+    def problem(self, message: str, segment: int | None = None, offset: int | None = None) -> None:
+        """Note one."""
+        self._problems.append(Problem(message, segment, offset))
+
+    def report(self) -> BackupVerifyReport:
+        """What was read, and found."""
+        return BackupVerifyReport(
+            tuple(self._problems), tuple(self._backups), self._files, self._batches, self._bytes
+        )
+
+    def run(self, manifests: Sequence[Manifest]) -> None:
+        """Look at these backups."""
+        for manifest in manifests:
+            for name in manifest.pool_names:
+                self._needed[name].append(manifest.name)
+        for manifest in manifests:
+            self._backups.append(manifest.name)
+            found = [self._once(manifest, file) for file in manifest.files]
+            if None not in found:
+                self._log(manifest, found)
+            if manifest.checkpoint is not None and manifest.checkpoint.name not in self._found:
+                self._found[manifest.checkpoint.name] = None
+                self._read(manifest.checkpoint.name, lambda: self._checkpoint(manifest))  # noqa: B023
+
+    def _once(self, manifest: Manifest, file: TakenFile) -> Examined | None:
+        """What a file of the log holds; None where it does not check."""
+        if file.name not in self._found:
+            self._found[file.name] = None
+            self._read(file.name, lambda: self._file(manifest, file))
+        return self._found[file.name]
+
+    def _read(self, name: str, read: object) -> None:
+        self._files += 1
+        needed = self._needed[name]
+        others = f" and {len(needed) - NAMED_MOST} more" if len(needed) > NAMED_MOST else ""
+        where = f"files/{name}, of {', '.join(needed[:NAMED_MOST])}{others}"
+        try:
+            assert callable(read)
+            read()
+        except FileNotFoundError:
+            self.problem(f"{where}: it is missing")
+        except CorruptionError as error:
+            self.problem(f"{where}: {error}", error.segment, error.offset)
+
+    def _file(self, manifest: Manifest, file: TakenFile) -> None:
+        with opened(self._disk, self._pool.files / file.name) as fd:
+            store = manifest.identity
+            found = examine(self._disk, fd, *file.place, store=store, pace=self._pace)
+        if (found.header.nonce, found.checksum) != (file.nonce, file.checksum):
+            raise CorruptionError("it is not the file that the manifest names")
+        self._bytes += file.end
+        self._batches += found.batches
+        self._found[file.name] = found
+
+    def _checkpoint(self, manifest: Manifest) -> None:
+        taken = manifest.checkpoint
+        assert taken is not None
+        refuse_other_checkpoint(self._disk, self._pool.files / taken.name, manifest, self._pace)
+        self._bytes += taken.bytes
+
+    def _log(self, manifest: Manifest, found: Sequence[Examined | None]) -> None:
+        """The files make one log, which ends where the manifest says."""
+        try:
+            for file, active in zip(manifest.files, found, strict=True):
+                if active is not None and file.segment == manifest.segment:
+                    refuse_other_log(manifest, active)
+        except CorruptionError as error:
+            self.problem(f"{manifest.name}: {error}", error.segment, error.offset)
+
+
+def refuse_other_log(manifest: Manifest, active: Examined) -> None:
+    """Raise ``CorruptionError`` where the files are not the log that the manifest says."""
+    if (active.seq, active.chain) != (manifest.seq, manifest.chain):
+        raise CorruptionError("the log does not end where the manifest says")
+    others = [f for f in manifest.files if f.segment != manifest.segment]
+    refuse_another_log(active, [(file.segment, file.end) for file in others])
+
+
+def refuse_other_checkpoint(disk: Disk, path: Path, manifest: Manifest, pace: Pace) -> None:
+    """Raise ``CorruptionError`` where a checkpoint is not the one that the manifest names."""
+    taken = manifest.checkpoint
+    assert taken is not None
+    with opened(disk, path) as fd:
+        size = disk.size(fd)
+        if size != taken.bytes or checksum_of(disk, fd, size, pace) != taken.checksum:
+            raise CorruptionError("the checkpoint is damaged")
+    said = read_trailer(disk, path)
+    if said is None or (said.uuid, said.seq) != (manifest.identity.uuid, taken.seq):
+        raise CorruptionError("the checkpoint is of another store or moment")
+
+
+@contextlib.contextmanager
+def opened(disk: Disk, path: Path) -> Iterator[int]:
+    """A descriptor for a ``with`` block."""
+    fd = disk.open(path)
+    try:
+        yield fd
+    finally:
+        disk.close(fd)
+
+
+# -- restoring ----------------------------------------------------------------------------------
+
+
+def restore(  # noqa: PLR0913
+    backup: Path,
+    path: Path,
+    disk: Disk,
+    clock: Clock,
+    *,
+    overwrite: bool,
+    name: str | None,
+    at: datetime | None,
+) -> RestoreReport:
+    """See ``LMDBStore.restore``."""
+    _refuse_unclear(name, at)
+    with told(backup):
+        pool, name = _pool_of(disk, backup, name)
+        with pool.reading(), contextlib.ExitStack() as undo:
+            manifest = pool.choose(name, at)
+            site = Site(disk, path.resolve())
+            undo.callback(site.close)
+            site.refuse_overlap(pool.path)
+            site.begin()
+            replaced = site.look(overwrite=overwrite)
+            keys = Building(disk, clock, pool, manifest, site.building).build()
+            site.swap(replaced=replaced)
+        return RestoreReport(
+            pool.shown(manifest),
+            str(site.target),
+            keys,
+            len(manifest.pool_names),
+            manifest.bytes,
+            replaced,
+        )
+
+
+def _refuse_unclear(name: object, at: object) -> None:
+    if at is not None and name is not None:
+        raise ConfigError("give a name or an instant, not both")
+    if not isinstance(name, str | None):
+        raise ConfigError(f"the name of a backup is text, not {shown(name)}")
+    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+        raise ConfigError(f"at is a datetime with a time zone, not {shown(at)}")
+
+
+class Site:
+    """The place of the new store, and what lies beside it meanwhile."""
+
+    def __init__(self, disk: Disk, target: Path) -> None:
+        self._disk = disk
+        self._undo = contextlib.ExitStack()
+        self._mark = secrets.token_hex(8)
+        self.target = target
+        self.building = target.with_name(f"{target.name}.restoring-{self._mark}")
+
+    def close(self) -> None:
+        """Let go of all locks, and remove what was not put into place, or what was replaced."""
+        try:
+            # What cannot be removed now is removed by the next restore.
+            with contextlib.suppress(KvsageError, OSError):
+                remove_tree(self._disk, self.building)
+        finally:
+            self._undo.close()
+
+    def refuse_overlap(self, pool: Path) -> None:
+        """Refuse to build into the backups, or around them."""
+        if self.target == pool or pool in self.target.parents or self.target in pool.parents:
+            raise BackupError(f"{self.target} and the backups lie one inside the other")
+
+    def begin(self) -> None:
+        """Make the directory to build in, and remove what a restore left that was cut.
+
+        Raises:
+            StoreLockedError: another restore to this place is under way.
+        """
+        disk, parent = self._disk, self.target.parent
+        make_directory(disk, parent)
+        disk.make_directory(self.building)
+        if not self._locked(self.building):
+            raise StoreLockedError(f"another process is restoring to {self.target}")
+        name = re.escape(self.target.name)
+        beside = re.compile(rf"{name}\.(restoring|replaced)-[0-9a-f]{{16}}")
+        for other in disk.names(parent):
+            match = beside.fullmatch(other)
+            if match and other != self.building.name:
+                self._clear(parent / other, is_old=match[1] == "replaced")
+
+    def _clear(self, path: Path, *, is_old: bool) -> None:
+        if not self._locked(path):
+            raise StoreLockedError(f"another process is restoring to {self.target}")
+        if is_old and not self.target.exists():
+            self._disk.rename(path, self.target)
+            self._disk.sync_directory(self.target.parent)
+        else:
+            remove_tree(self._disk, path)
+
+    def _locked(self, directory: Path) -> bool:
+        """Hold a directory until the end, if nobody else does and it is still there."""
+        try:
+            fd = self._disk.open(directory)
+        except FileNotFoundError:
+            return False
+        self._undo.callback(self._disk.close, fd)
+        if not try_lock(fd):
+            return False
+        try:
+            return identity(directory) == self._disk.fingerprint(fd)[:2]
+        except FileNotFoundError:
+            return False
+
+    def look(self, *, overwrite: bool) -> bool:
+        """Whether there is a store to replace; nobody opens it from here on.
+
+        Raises:
+            BackupError: there is one, and nobody said that it may go.
+            NotAStoreError: there is something else.
+            StoreLockedError: it is open.
+        """
+        target = self.target
+        if not target.exists():
+            return False
+        if not target.is_dir():
+            raise NotAStoreError(f"{target} is not a directory")
+        names = set(self._disk.names(target))
+        if not names:
+            return False
+        strange = names - engines.NAMES
+        if strange or not names & {"KVSAGE", "log"}:
+            raise NotAStoreError(
+                f"{target} is not empty and holds no store (it has {min(strange or names)!r})"
+            )
+        if not overwrite:
+            raise BackupError(f"there is a store at {target} already: only overwriting replaces it")
+        self._hold_store()
+        return True
+
+    def _hold_store(self) -> None:
+        if engines.is_open(self.target):
+            raise StoreLockedError("this process has the store open: close it before replacing it")
+        for name in ("OPEN", "LOCK"):
+            lock = LockFile(self._disk, self.target / name)
+            self._undo.callback(lock.close)
+            if not try_lock(lock.fd):
+                raise StoreLockedError(
+                    "another process has the store open: close it before replacing it"
+                )
+
+    def swap(self, *, replaced: bool) -> None:
+        """Put the new store into place. THE COMMIT POINT is the rename."""
+        disk, parent = self._disk, self.target.parent
+        if not replaced:
+            disk.rename(self.building, self.target)
+        elif not disk.exchange(self.building, self.target):
+            aside = self.target.with_name(f"{self.target.name}.replaced-{self._mark}")
+            disk.rename(self.target, aside)
+            disk.sync_directory(parent)
+            try:
+                disk.rename(self.building, self.target)
+            except BaseException:
+                disk.rename(aside, self.target)
+                raise
+            self.building = aside  # what goes in the end
+        disk.sync_directory(parent)
+
+
+class Building(NamedTuple):
+    """The new store while nobody knows it."""
+
+    disk: Disk
+    clock: Clock
+    pool: Pool
+    manifest: Manifest
+    path: Path
+
+    def build(self) -> int:
+        """Make it, open it, read it whole and close it; how many keys it has.
+
+        Raises:
+            BackupError: the backup is damaged.
+        """
+        try:
+            self._copy()
+            return self._open()
+        except (CorruptionError, FileNotFoundError) as error:
+            raise BackupError(f"the backup {self.manifest.name} is damaged: {error}") from error
+
+    def _copy(self) -> None:
+        disk, log, manifest = self.disk, self.path / "log", self.manifest
+        disk.make_directory(log)
+        for file in manifest.files:
+            target = segment_path(log, file.segment, file.kind)
+            self._copy_file(file, target)
+        disk.sync_directory(log)
+        if manifest.checkpoint is not None:
+            self._copy_file(manifest.checkpoint, self.path / "index.checkpoint")
+        disk.replace(self.path / "KVSAGE", encode_identity(manifest.identity))
+
+    def _copy_file(self, file: TakenFile | TakenCheckpoint, target: Path) -> None:
+        """Copy a file, flush it, and check the copy."""
+        disk, pace = self.disk, Pace()
+        with opened(disk, self.pool.files / file.name) as source:
+            fd = disk.open(target, write=True, create=True)
+            try:
+                for offset in range(0, file.bytes, PIECE_BYTES):
+                    length = min(PIECE_BYTES, file.bytes - offset)
+                    disk.write(fd, (disk.read(source, length, offset),), offset)
+                disk.sync(fd)
+                if checksum_of(disk, fd, file.bytes, pace) != file.checksum:
+                    raise CorruptionError(f"files/{file.name} does not check")
+            finally:
+                disk.close(fd)
+
+    def _open(self) -> int:
+        options = StoreOptions(upkeep_interval=math.inf)
+        engine = engines.acquire(self.path, options, self.disk, self.clock, create=False)
+        try:
+            problems = verify(engine, deep=False).problems
+            if problems:
+                raise CorruptionError(str(problems[0]))
+            index = engine.index
+            with index.reading() as txn:
+                return int(txn.stat(index.keydir)["entries"])
+        finally:
+            engines.release(engine)
+
+
+def remove_tree(disk: Disk, path: Path) -> None:
+    """Remove a directory and all in it; of a link, no more than the link."""
+    if path.is_symlink() or not path.is_dir():
+        disk.unlink(path)
+        return
+    for name in disk.names(path):
+        remove_tree(disk, path / name)
+    disk.remove_directory(path)
