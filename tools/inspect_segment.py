@@ -11,6 +11,7 @@ shows what has reached the file.
 Exit codes: 0 all of it checks (a torn tail does too), 1 something is damaged, 2 usage.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,11 +29,14 @@ TIMELINE = Struct("<QQ")
 BATCH = Struct("<QIIIIQQQQ")
 ENTRY = Struct("<QQQIHBB")
 END = Struct("<QIIIIQQ")
+RETIRE_HEAD = Struct("<IIQ")
+RETIRED_FILE = Struct("<I")
+ORIGIN = Struct("<IQ")
 
 IDENTITY_NAMES = "magic, format, address bytes, zero, store uuid, created ms, checksum"
 HEADER_NAMES = (
     "magic, format, kind, header bytes, store uuid, segment, files listed, timelines listed, zero, "
-    "nonce, timeline, after seq, chain, judged seq, created ms"
+    "nonce, timeline, after seq, chain, floor seq, created ms"
 )
 BATCH_NAMES = "checksum, magic, entries, body bytes, zero, seq, flushed seq, committed ms, chain"
 ENTRY_NAMES = "checksum, seq, expires ms, value bytes, key bytes, kind, flags"
@@ -41,7 +45,8 @@ END_NAMES = "checksum, magic, segment, offset, zero, seq, chain"
 BATCH_MAGIC, END_MAGIC = b"BVK1", b"END1"
 BODY_MAX = 1 << 30
 FILE_KINDS = {1: "segment", 2: "copy"}
-KINDS = {1: "PUT", 2: "DELETE", 3: "CONTENT", 4: "RETIRE"}
+COPY, RETIRE, ORIGINS = 2, 4, 5
+KINDS = {1: "PUT", 2: "DELETE", 3: "CONTENT", 4: "RETIRE", 5: "ORIGINS"}
 CODECS = {0: "msgpack", 1: "str", 2: "bytes", 3: "json", 4: "pickle"}
 REASONS = {0: "by the user", 1: "expired", 2: "evicted"}
 STORED = {0: "raw", 1: "zstd"}
@@ -157,7 +162,8 @@ class LogFile:
         self.data = data
         self.report = report
         self.files: tuple[tuple[int, int], ...] = ()
-        self.segment = self.seq = self.chain = self.tail = 0
+        self.retired: list[tuple[int, int, tuple[int, ...]]] = []  # copy, its end, retired files
+        self.kind = self.segment = self.seq = self.chain = self.tail = 0
         self.salt = 0
 
     def read(self, end: int | None = None) -> None:
@@ -185,7 +191,7 @@ class LogFile:
             raise Damage(0, "no segment header")
         fields = HEADER.unpack_from(data)
         _, version, kind, length, uuid, segment, files, timelines, _ = fields[:9]
-        nonce, timeline, after_seq, chain, _, _ = fields[9:]
+        nonce, timeline, after_seq, chain, other_seq, _ = fields[9:]
         if length != HEADER.size + 8 * files + 16 * timelines + 8 or length > len(data):
             raise Damage(12, "the header's length is not that of its lists")
         checksum = xxh3_64_intdigest(data[: length - 8])
@@ -193,13 +199,16 @@ class LogFile:
             raise Damage(length - 8, "the header's checksum does not match")
         if version != 1:
             raise Damage(8, f"format {version}, and this reads format 1")
-        self.segment, self.seq, self.chain, self.tail = segment, after_seq, checksum, length
+        self.kind, self.segment, self.seq = kind, segment, after_seq
+        self.chain, self.tail = checksum, length
         self.salt = int.from_bytes(uuid[:8], "little")
         self.report.line(
             f"header: {FILE_KINDS.get(kind, kind)} {segment} of store {uuid.hex()}, "
             f"nonce {nonce:016x}, timeline {timeline:016x}, after seq {after_seq} ({chain:016x})"
+            + (f", judged at seq {other_seq}" if kind == COPY else f", floor {other_seq}")
         )
-        self.report.fields(data, 0, HEADER, HEADER_NAMES)
+        names = HEADER_NAMES.replace("floor", "judged") if kind == COPY else HEADER_NAMES
+        self.report.fields(data, 0, HEADER, names)
         self.lists(files, timelines)
         self.report.piece(length - 8, data[length - 8 : length], f"checksum {checksum:016x}")
 
@@ -209,8 +218,9 @@ class LogFile:
         for _ in range(files):
             listed = LISTED_FILE.unpack_from(self.data, at)
             self.files += (listed,)
-            self.report.line(f"  lists segment {listed[0]} up to {listed[1]}")
-            self.report.fields(self.data[at : at + 8], at, LISTED_FILE, "segment, end")
+            verb = "holds what is live in file" if self.kind == COPY else "lists file"
+            self.report.line(f"  {verb} {listed[0]} up to {listed[1]}")
+            self.report.fields(self.data[at : at + 8], at, LISTED_FILE, "file, end")
             at += 8
         for _ in range(timelines):
             timeline, after_seq = TIMELINE.unpack_from(self.data, at)
@@ -259,7 +269,8 @@ class LogFile:
     def entries(self, base: int, body: bytes, count: int) -> None:
         """The entries of a batch; together they fill it."""
         at = 0
-        for _ in range(count):
+        origins: list[tuple[int, int]] = []
+        for number in range(count):
             if len(body) - at < ENTRY.size:
                 raise Damage(base + at, "the entries do not fill their batch")
             fields = ENTRY.unpack_from(body, at)
@@ -269,12 +280,26 @@ class LogFile:
             framed = body[at : at + length]
             if xxh3_64_intdigest(framed[8:]) != fields[0]:
                 raise Damage(base + at, "an entry's checksum does not match")
-            self.entry(base + at, framed, fields)
+            kind, value = fields[5], framed[ENTRY.size + fields[4] :]
+            self.stands_right(base + at, kind, number, count)
+            origin = f", was {origins.pop(0)[0]} of its commit" if origins else ""
+            self.entry(base + at, framed, fields, origin)
+            if kind == ORIGINS:
+                origins = list(ORIGIN.iter_unpack(value))
+                if len(origins) != count - 1:
+                    raise Damage(base + at, "origins of another number of entries")
             at += length
         if at != len(body):
             raise Damage(base + at, "the entries do not fill their batch")
 
-    def entry(self, at: int, framed: bytes, fields: tuple[int, ...]) -> None:
+    def stands_right(self, at: int, kind: int, number: int, count: int) -> None:
+        """Whether an entry of this kind may be the one with this number in its batch."""
+        if (kind == ORIGINS) != (self.kind == COPY and number == 0):
+            raise Damage(at, "a batch of a copy begins with its origins, and no other has any")
+        if kind == RETIRE and (self.kind == COPY or count > 1):
+            raise Damage(at, "a retirement does not stand alone in a batch of a segment")
+
+    def entry(self, at: int, framed: bytes, fields: tuple[int, ...], origin: str) -> None:
         """One entry that checks."""
         _, seq, expires_ms, _, key_length, kind, flags = fields
         if kind not in KINDS:
@@ -283,12 +308,25 @@ class LogFile:
         key, value = framed[ENTRY.size : split], framed[split:]
         name, how, what = DESCRIBE[kind](at, key, value, flags)
         expiry = f", expires {instant(expires_ms)}" if expires_ms else ""
-        self.report.line(f"  {KINDS[kind]} at {at}: seq {seq}, {name}{how}{expiry}{what}")
+        self.report.line(f"  {KINDS[kind]} at {at}: seq {seq}{origin}, {name}{how}{expiry}{what}")
         self.report.fields(framed[: ENTRY.size], at, ENTRY, ENTRY_NAMES)
         if key:
             self.report.piece(at + ENTRY.size, key, "key")
-        if value:
+        if kind == ORIGINS:
+            self.many(at + split, value, ORIGIN, "entry of its commit, committed ms")
+        elif kind == RETIRE:
+            copy, end, _ = RETIRE_HEAD.unpack_from(value)
+            self.retired.append((copy, end, retired_files(value)))
+            self.report.fields(value, at + split, RETIRE_HEAD, "copy, end, floor seq")
+            behind = at + split + RETIRE_HEAD.size
+            self.many(behind, value[RETIRE_HEAD.size :], RETIRED_FILE, "retired file")
+        elif value:
             self.report.piece(at + split, value, "value")
+
+    def many(self, at: int, data: bytes, struct: Struct, names: str) -> None:
+        """The same fixed part again and again."""
+        for offset in range(0, len(data), struct.size):
+            self.report.fields(data[offset : offset + struct.size], at + offset, struct, names)
 
     def behind(self, problem: str) -> None:
         """What stands behind the last batch: nothing, zeros, an end mark, a torn tail or damage."""
@@ -403,15 +441,36 @@ def describe_content(at: int, key: bytes, value: bytes, flags: int) -> tuple[str
     return name, f", {raw_length} bytes stored {STORED[flags]} in {len(stored)}", ""
 
 
+def retired_files(value: bytes) -> tuple[int, ...]:
+    """The ids in the value of a RETIRE entry."""
+    return tuple(number for (number,) in RETIRED_FILE.iter_unpack(value[RETIRE_HEAD.size :]))
+
+
 def describe_retire(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
-    """A file that a copy has replaced."""
-    if len(value) != 8 or key or flags:  # noqa: PLR2004  # two ids
+    """Files that count no more."""
+    length = len(value) - RETIRE_HEAD.size
+    if length < RETIRED_FILE.size or length % RETIRED_FILE.size or key or flags:
         raise Damage(at, "a retirement of another shape")
-    old, new = LISTED_FILE.unpack(value)
-    return f"file {old}", f", replaced by {new}" if new else "", ""
+    copy, end, floor_seq = RETIRE_HEAD.unpack_from(value)
+    place = f", copy {copy} up to {end} in their place" if copy else ", nothing in their place"
+    numbers = ", ".join(map(str, retired_files(value)))
+    return f"retires {numbers}", place, f", floor {floor_seq}"
 
 
-DESCRIBE = {1: describe_put, 2: describe_delete, 3: describe_content, 4: describe_retire}
+def describe_origins(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """Where the entries behind it were written first."""
+    if len(value) % ORIGIN.size or key or flags:
+        raise Damage(at, "origins of another shape")
+    return f"of {len(value) // ORIGIN.size}", "", ""
+
+
+DESCRIBE = {
+    1: describe_put,
+    2: describe_delete,
+    3: describe_content,
+    RETIRE: describe_retire,
+    ORIGINS: describe_origins,
+}
 
 
 # -- a store ------------------------------------------------------------------------------------
@@ -441,24 +500,32 @@ def inspect_store(path: Path, report: Report) -> bool:
     if not segments:
         report.line("DAMAGED, the log has no file")
         return False
-    newest = LogFile(segments[-1].read_bytes(), Report(with_bytes=False))
-    try:
-        newest.header()
-    except Damage:
-        ends = {}  # reported below, when the file is read
-    else:
-        ends = dict(newest.files)
+    ends = files_that_count(segments[-1])
     well = True
     for file in files:
         number = int(file.stem)
         if file != segments[-1] and number not in ends:
-            report.line(f"log/{file.name}\nno header lists it: left over, it does not count")
+            report.line(f"log/{file.name}\nnothing names it: left over, it does not count")
         else:
             well = inspect_file(file, report, ends.pop(number, None)) and well
         report.line()
     for number in ends:
-        report.line(f"DAMAGED, segment {number} is listed and missing")
+        report.line(f"DAMAGED, file {number} counts and is missing")
     return well and not ends
+
+
+def files_that_count(newest: Path) -> dict[int, int]:
+    """Where each file ends that counts beside the newest segment, by what that one says."""
+    log_file = LogFile(newest.read_bytes(), Report(with_bytes=False))
+    with contextlib.suppress(Damage):  # reported when the file is read again
+        log_file.read()
+    ends = dict(log_file.files)
+    for copy, end, files in log_file.retired:
+        for number in files:
+            ends.pop(number, None)
+        if copy:
+            ends[copy] = end
+    return ends
 
 
 def main(arguments: list[str]) -> int:

@@ -6,13 +6,14 @@ acknowledged. What it keeps:
 - every batch that checks, and in a batch that does not, every entry that checks by itself;
 - an entry with a single flipped bit: it is found by trying, since each entry bears a checksum.
 
-A key is known to have lost its newest value when a trusted index leads into the damage, when a
-damaged entry still bears a plausible header, or when its content is gone. Such a key is deleted, so
-that no older value comes back in its place.
+A key is known to have lost its newest value when a trusted index knows a newer one than can be
+read, when a damaged entry still bears a plausible header, or when its content is gone. Such a key
+is deleted, so that no older value comes back in its place.
 
 Order: the damaged files are linked into ``lost+found``; what could be read of each is written to a
-copy; INDEX goes, so that nobody trusts an index over the log to come; then one new segment, whose
-header lists the sound files and the copies, decides. A kill before that leaves all as it was.
+copy; INDEX and the checkpoint go, so that nobody trusts an index over the log to come; then one new
+segment, whose header lists the sound files and the copies, decides. A kill before that leaves all
+as it was: the copies bear a timeline that no segment's header knows, and count for nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine import engine as engines
 from kvsage.engine.rebuild import holds_batches
-from kvsage.engine.salvage import grouped, is_text, whole_at
+from kvsage.engine.salvage import Carried, Shelf, grouped, is_text, whole_at
 from kvsage.engine.trust import looks_trusted
 from kvsage.errors import (
     CorruptionError,
@@ -50,16 +51,21 @@ from kvsage.log.format import (
     HEADER,
     IDENTITY,
     IS_CONTENT,
+    ORIGIN,
+    ORIGINS,
     PUT,
+    RETIRE,
     BatchHeader,
     FileKind,
     Identity,
     ListedFile,
     LogEntry,
+    Retire,
     SegmentHeader,
     Timeline,
     decode_entry,
     decode_identity,
+    decode_retire,
     encode_batch,
     encode_entry,
     encode_header,
@@ -68,13 +74,14 @@ from kvsage.log.format import (
     place,
     split_entries,
 )
-from kvsage.log.reader import SegmentReader
-from kvsage.log.segment import LogFile, inspect, list_files
+from kvsage.log.reader import Batch, SegmentReader
+from kvsage.log.segment import LogFile, inspect, list_files, next_segment
 from kvsage.log.writer import create_file
 from kvsage.options import StoreOptions
 from kvsage.types import Problem, RepairReport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from kvsage.clock import Clock
@@ -99,13 +106,13 @@ class Scanned(NamedTuple):
     Attributes:
         file: which.
         end: where its readable part ends.
-        framed: its entries, kept only where the file is damaged.
+        carried: its entries, kept only where the file is damaged.
         damaged: whether it must be replaced by a copy.
     """
 
     file: LogFile
     end: int
-    framed: list[bytes]
+    carried: list[Carried]
     damaged: bool
 
 
@@ -144,8 +151,9 @@ class Repair:
         self._newest: dict[bytes, Newest] = {}
         self._contents: set[bytes] = set()
         self._lost: dict[bytes, int] = {}  # keys that lost their newest value: its seq
-        self._ranges: list[tuple[int, int, int]] = []  # damaged: file id, from, to
-        self._kept = self._bytes_lost = self._seq = self._chain = 0
+        self._buried: dict[bytes, int] = {}  # keys whose deletion was lost: its seq
+        self._retires: list[Retire] = []
+        self._kept = self._bytes_lost = self._seq = self._chain = self._floor_seq = 0
         self._timelines: tuple[Timeline, ...] = ()
         self._saved_to: Path | None = None
         self._identity = self._identify()
@@ -201,39 +209,49 @@ class Repair:
         uuid, salt = self._identity.uuid, self._identity.salt
         trust = read_trust(self._disk, self._path / "INDEX")
         listing = list_files(self._disk, self._log)
-        files = [inspect(self._disk, number, path, uuid) for number, path in listing.items()]
-        heads = [file.header for file in files if file.header is not None and not file.is_copy]
+        files = {
+            number: inspect(self._disk, number, path, uuid) for number, path in listing.items()
+        }
+        heads = [f.header for f in files.values() if f.header is not None and not f.is_copy]
         newest = max(heads, key=lambda header: header.segment, default=None)
-        ends = {} if newest is None else {file.segment: file.end for file in newest.files}
-        for segment in ends.keys() - {file.segment for file in files}:
+        active = [file for file in files.values() if self._is_active(file, newest)]
+        for file in active:
+            self._scan_file(file, None, trust)
+        ends, stood_for = Shelf(self._disk, salt, files).counted(newest, self._retires)
+        for segment, other in sorted(stood_for.items()):
+            self._problem(f"a file is missing or damaged; file {other} stands for it", segment, 0)
+        for segment in sorted(ends.keys() - files.keys()):
             self._problem("a file of the log is missing", segment, 0)
-        for file in files:
-            is_newest = newest is not None and file.segment == newest.segment
-            lost_header = file.header is None and holds_batches(self._disk, file, salt)
-            if file.segment in ends or is_newest or (lost_header and self._counts(file, newest)):
-                self._scan_file(file, ends.get(file.segment), trust)
+        for segment in sorted(ends.keys() & files.keys()):
+            self._scan_file(files[segment], ends[segment], trust)
+        self._floor_seq = max([0, *(retire.floor_seq for retire in self._retires)])
         if newest is not None:
             self._timelines = newest.timelines
             self._seq = max(self._seq, newest.after_seq)
+            self._floor_seq = max(self._floor_seq, newest.floor_seq)
+        if any(problem.segment is not None for problem in self._problems):
+            self._floor_seq = self._seq  # who follows the changes must begin anew
         self._consult_index(trust)
         self._judge()
 
-    @staticmethod
-    def _counts(file: LogFile, newest: SegmentHeader | None) -> bool:
-        """Whether a file that lost its header is one that a lost list would have named."""
-        return newest is None or file.segment > newest.segment
+    def _is_active(self, file: LogFile, newest: SegmentHeader | None) -> bool:
+        """Whether a file is the newest segment, or one behind it that lost its header."""
+        if newest is not None and file.segment <= newest.segment:
+            return file.segment == newest.segment
+        lost = file.header is None and not file.is_copy
+        return lost and holds_batches(self._disk, file, self._identity.salt)
 
     def _scan_file(self, file: LogFile, end: int | None, trust: Trust | None) -> None:
         """Read one file up to its end, over whatever is damaged in it."""
         fd = self._disk.open(file.path)
         try:
             reader = SegmentReader(self._disk, fd, file.segment, self._identity.salt)
-            framed: list[bytes] = []
+            carried: list[Carried] = []
             offset, chain = file.start, file.chain
             damaged, seq = file.header is None, self._first_seq(file)
             while True:
                 for batch in reader.batches(offset, chain, seq, end):
-                    framed += self._take(batch.body, batch.header.entries, file, batch.offset)
+                    carried += self._take(batch, file)
                     offset, chain, seq = batch.end, batch.header.checksum, batch.header.seq
                 if end is not None and offset >= end:
                     break
@@ -243,16 +261,16 @@ class Repair:
                 damaged = True
                 behind = next((b for b in reader.later_batches(offset) if b.offset < limit), None)
                 if behind is None:
-                    framed += self._salvage(reader, file, (offset, limit), (seq, FAR))
+                    carried += self._salvage(reader, file, (offset, limit), (seq, FAR))
                     offset = limit
                     break
                 span = (offset, behind.offset)
-                framed += self._salvage(reader, file, span, (seq, behind.header.seq))
+                carried += self._salvage(reader, file, span, (seq, behind.header.seq))
                 offset, chain, seq = behind.offset, behind.header.chain, behind.header.seq - 1
             self._note_end(file, chain, seq)
         finally:
             self._disk.close(fd)
-        self._scanned.append(Scanned(file, offset, framed if damaged else [], damaged))
+        self._scanned.append(Scanned(file, offset, carried if damaged else [], damaged))
 
     def _first_seq(self, file: LogFile) -> int:
         """The number of the last commit before a file; 0 where its header is lost."""
@@ -285,64 +303,86 @@ class Repair:
         limit = min(max(vouched), reader.size)
         return limit if limit > offset else None
 
-    def _take(self, body: bytes, count: int, file: LogFile, offset: int) -> list[bytes]:
+    def _take(self, batch: Batch, file: LogFile) -> list[Carried]:
         """The entries of a batch that checks."""
         try:
-            framed = [entry for _, entry in split_entries(body, count)]
+            framed = [entry for _, entry in split_entries(batch.body, batch.header.entries)]
         except CorruptionError as error:
-            self._problem(str(error), file.segment, offset)
+            self._problem(str(error), file.segment, batch.offset)
             return []
-        for entry in framed:
-            self._note(decode_entry(entry))
-        return framed
+        return self._carry(framed, file, batch.header.time_ms)
 
-    def _note(self, entry: LogEntry | None) -> None:
-        if entry is None:
-            return
+    def _carry(self, framed: Sequence[bytes], file: LogFile, time_ms: int) -> list[Carried]:
+        """The entries that hold data, with what they were of their commit; 0 where unknown.
+
+        Args:
+            framed: the entries of a batch in their order, empty where one cannot be read.
+            file: where they stand.
+            time_ms: when the batch was committed, or 0.
+        """
+        carried = []
+        origins: list[tuple[int, int]] = []
+        for number, data in enumerate(framed):
+            entry = decode_entry(data)
+            if entry is None:
+                continue
+            if entry.kind == ORIGINS and len(entry.value) % ORIGIN.size == 0:
+                origins = list(ORIGIN.iter_unpack(entry.value))
+            elif entry.kind == RETIRE:
+                said = decode_retire(entry.value)
+                self._retires += [] if said is None else [said]
+            elif entry.kind in {PUT, DELETE, CONTENT}:
+                known = origins[number - 1 : number] or [(0, 0)]
+                n, when = known[0] if file.is_copy else (number, time_ms)
+                carried.append(Carried(data, n, when))
+                self._note(entry)
+        return carried
+
+    def _note(self, entry: LogEntry) -> None:
         self._kept += 1
         self._seq = max(self._seq, entry.seq)
         if entry.kind == CONTENT:
             self._contents.add(entry.key)
             return
         known = self._newest.get(entry.key)
-        if entry.kind in {PUT, DELETE} and (known is None or known.seq <= entry.seq):
+        if known is None or known.seq <= entry.seq:
             refers = entry.kind == PUT and entry.flags & IS_CONTENT
             content_key = entry.value[: CONTENT_KEY.size] if refers else b""
             self._newest[entry.key] = Newest(entry.seq, entry.kind, content_key)
 
     def _salvage(
         self, reader: SegmentReader, file: LogFile, span: tuple[int, int], seqs: tuple[int, int]
-    ) -> list[bytes]:
+    ) -> list[Carried]:
         """The entries that check by themselves in a stretch that does not.
 
         Args:
             reader: of the file.
             file: which.
             span: where the stretch begins and ends.
-            seqs: the numbers of the commits before and behind it.
+            seqs: the numbers of the batches before and behind it.
         """
         offset, upto = span
         data = reader.bytes_at(offset, upto - offset)
-        framed, read, at = [], 0, BATCH_BYTES
+        framed: list[bytes] = []
+        if file.is_copy:  # its batches are numbered for themselves
+            seqs = (0, self._seq + 1)
+        at = BATCH_BYTES
         while len(data) - at >= ENTRY_BYTES:
             entry = whole_at(data, at)
-            if entry:
-                self._note(decode_entry(entry))
-                framed.append(entry)
-                read += len(entry)
-            else:
+            if not entry:
                 self._suspect(data, at, seqs)
+            framed.append(entry)
             at += len(entry) or entry_length(data, at)
-        lost = max(0, upto - offset - BATCH_BYTES - read)
-        self._bytes_lost += lost
-        self._ranges.append((file.segment, offset, upto))
+        read = sum(map(len, framed))
+        self._bytes_lost += max(0, upto - offset - BATCH_BYTES - read)
+        carried = self._carry(framed, file, 0)
         self._problem(
-            f"a batch does not check; {len(framed)} entries of it could be read",
+            f"a batch does not check; {len(carried)} entries of it could be read",
             file.segment,
             offset,
             upto - offset,
         )
-        return framed
+        return carried
 
     def _suspect(self, data: bytes, at: int, seqs: tuple[int, int]) -> None:
         """A damaged entry whose header and key still look like ones has lost that key's value."""
@@ -355,8 +395,9 @@ class Repair:
     # -- judging ----------------------------------------------------------------------------
 
     def _consult_index(self, trust: Trust | None) -> None:
-        """What a trusted index says lies in the damage."""
-        if not self._ranges or not looks_trusted(self._path, trust, self._identity.uuid):
+        """What a trusted index knows, newer than what can be read."""
+        damaged = any(problem.segment is not None for problem in self._problems)
+        if not damaged or not looks_trusted(self._path, trust, self._identity.uuid):
             return
         try:
             index = Index(self._path / "index", StoreOptions().index_map_bytes)
@@ -364,18 +405,19 @@ class Repair:
             return
         try:
             with index.reading() as txn:
-                for db in (index.keydir, index.system):
+                for db, newer in (
+                    (index.keydir, self._lost),
+                    (index.system, self._lost),
+                    (index.tombstones, self._buried),
+                ):
                     for key, data in txn.cursor(db):
-                        row = decode_row(data)
-                        if self._is_damaged(row.segment, row.offset):
-                            self._lost[key] = max(row.seq, self._lost.get(key, 0))
+                        seq, known = decode_row(data).seq, self._newest.get(key)
+                        if known is None or known.seq < seq:
+                            newer[key] = max(seq, newer.get(key, 0))
         except (KvsageError, LmdbError) as error:
             self._problem(f"the index could not be read: {error}")
         finally:
             index.close()
-
-    def _is_damaged(self, segment: int, offset: int) -> bool:
-        return any(s == segment and a <= offset < b for s, a, b in self._ranges)
 
     def _judge(self) -> None:
         """Which keys are gone: newer than anything that could be read, or without their content."""
@@ -402,11 +444,12 @@ class Repair:
             self._save_originals(damaged)
         sound = [scanned for scanned in self._scanned if not scanned.damaged]
         self._flush(sound)
-        copies = [self._copy(scanned) for scanned in damaged if scanned.framed]
-        disk.unlink(self._path / "INDEX")
-        disk.sync_directory(self._path)
-        kept = [ListedFile(scanned.file.segment, scanned.end) for scanned in sound]
-        self._begin(tuple(sorted(kept + copies)))
+        kept = tuple(t for t in self._timelines if t.after_seq < self._seq)
+        self._timelines = (*kept, Timeline(secrets.randbits(64), self._seq))
+        copies = [self._copy(scanned) for scanned in damaged if scanned.carried]
+        self._remove_derived()
+        whole = [ListedFile(scanned.file.segment, scanned.end) for scanned in sound]
+        self._begin(tuple(sorted(whole + copies)))
         for scanned in damaged:
             disk.unlink(scanned.file.path)
         disk.sync_directory(self._log)
@@ -439,57 +482,79 @@ class Repair:
         self._disk.sync_directory(self._path)
         self._saved_to = target
 
-    def _header(self, kind: FileKind, files: tuple[ListedFile, ...]) -> SegmentHeader:
+    def _remove_derived(self) -> None:
+        """Whatever could vouch for an index over the log to come, and what was never finished."""
+        disk = self._disk
+        for directory in (self._path, self._log):
+            for name in disk.names(directory):
+                if name in {"INDEX", "index.checkpoint"} or name.endswith(".tmp"):
+                    disk.unlink(directory / name)
+            disk.sync_directory(directory)
+
+    def _header(
+        self, kind: FileKind, files: tuple[ListedFile, ...], judged_seq: int
+    ) -> SegmentHeader:
         is_copy = kind == FileKind.COPY
         return SegmentHeader(
             kind,
             self._identity.uuid,
-            max(list_files(self._disk, self._log), default=0) + 1,
+            next_segment(self._disk, self._log),
             secrets.randbits(64),
             self._timelines[-1].timeline,
             0 if is_copy else self._seq,
             0 if is_copy else self._chain,
-            self._seq if is_copy else 0,
+            judged_seq,
             max(0, int(self._clock() * 1000)),
             files,
             () if is_copy else self._timelines,
         )
 
     def _copy(self, scanned: Scanned) -> ListedFile:
-        """What could be read of a damaged file, in a file of its own."""
-        self._timelines = self._timelines or (Timeline(secrets.randbits(64), 0),)
-        header = self._header(FileKind.COPY, ())
-        batches = self._batches(header, scanned.framed)
+        """What could be read of a damaged file, in a file of its own.
+
+        It holds what is dead as well, so it is dated at the moment when the file was judged, or
+        begun: deletions since then are needed.
+        """
+        file = scanned.file
+        judged_seq = 0
+        if file.header is not None:
+            judged_seq = file.header.judged_seq if file.is_copy else file.header.after_seq
+        sources = (ListedFile(file.segment, scanned.end),)
+        header = self._header(FileKind.COPY, sources, judged_seq)
+        groups = grouped(scanned.carried, COPY_BATCH_BYTES)
+        batches = self._batches(header, map(with_origins, groups))
         _, _, end = create_file(self._disk, self._log, header, batches)
         return ListedFile(header.segment, end)
 
     def _begin(self, files: tuple[ListedFile, ...]) -> None:
         """The new segment, which decides; in it the deletions of what was lost."""
-        kept = tuple(t for t in self._timelines if t.after_seq < self._seq)
-        self._timelines = (*kept, Timeline(secrets.randbits(64), self._seq))
-        header = self._header(FileKind.SEGMENT, files)
+        header = self._header(FileKind.SEGMENT, files, self._floor_seq)
         deletions = [
             encode_entry(LogEntry(self._seq + 1, 0, DELETE, BY_USER, key, b""))
-            for key in sorted(self._lost)
+            for key in sorted(self._lost | self._buried)
             if key in self._newest and self._newest[key].kind == PUT
         ]
-        batches = self._batches(header, deletions) if deletions else b""
+        batches = self._batches(header, [(header.created_ms, deletions)] if deletions else [])
         create_file(self._disk, self._log, header, batches)
 
-    def _batches(self, header: SegmentHeader, framed: list[bytes]) -> bytes:
-        """The batches that hold ``framed``; in a segment all of it is one commit."""
+    def _batches(
+        self, header: SegmentHeader, groups: Iterable[tuple[int, Sequence[bytes]]]
+    ) -> bytes:
+        """The batches behind a header; of each the time in ms and the framed entries."""
         encoded = encode_header(header)
         offset, chain = len(encoded), int.from_bytes(encoded[-CHECKSUM_BYTES:], "little")
-        limit = COPY_BATCH_BYTES if header.kind == FileKind.COPY else len(framed) << 20
         pieces: list[bytes] = []
-        seq = header.after_seq
-        for entries in grouped(framed, limit):
-            seq += 1
-            fields = BatchHeader(
-                0, len(entries), 0, seq, header.after_seq, header.created_ms, chain
-            )
+        for seq, (time_ms, entries) in enumerate(groups, header.after_seq + 1):
+            fields = BatchHeader(0, len(entries), 0, seq, header.after_seq, time_ms, chain)
             seed = place(self._identity.salt, header.segment, offset)
             chain, head, rest = encode_batch(fields, b"".join(entries), seed)
             pieces += (head, rest)
             offset += len(head) + len(rest)
         return b"".join(pieces)
+
+
+def with_origins(entries: Sequence[Carried]) -> tuple[int, list[bytes]]:
+    """A batch of a copy: when it was committed, and its entries behind their ORIGINS."""
+    origins = b"".join([ORIGIN.pack(entry.n, entry.time_ms) for entry in entries])
+    first = encode_entry(LogEntry(0, 0, ORIGINS, 0, b"", origins))
+    return entries[-1].time_ms, [first, *(entry.framed for entry in entries)]

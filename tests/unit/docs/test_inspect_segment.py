@@ -124,7 +124,7 @@ def test_a_missing_segment_that_is_listed_is_damage(tool, capsys, store_path):
     segments(store_path)[0].unlink()
     code, out = run(tool, capsys, store_path)
     assert code == 1
-    assert "segment 1 is listed and missing" in out
+    assert "file 1 counts and is missing" in out
 
 
 def test_a_repaired_store_with_its_copy_checks(tool, capsys, store_path):
