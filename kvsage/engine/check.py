@@ -16,7 +16,7 @@ from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import SYSTEM, Row, content_key_in, decode_row
-from kvsage.index.segments import Meta, SegmentRow, all_segments, get_meta
+from kvsage.index.segments import Meta, SegmentRow, all_retired, all_segments, get_meta
 from kvsage.log.format import (
     BATCH_BYTES,
     CONTENT,
@@ -164,9 +164,12 @@ class Check:
         """Every row leads to the newest entry of its key, and every newest entry has its row."""
         index = self._engine.index
         self._references: Counter[bytes] = Counter()
+        retired = all_retired(self._txn)
         for db, kind in ((index.keydir, PUT), (index.system, PUT), (index.tombstones, DELETE)):
             for key, data in self._txn.cursor(db):
                 row = decode_row(data)
+                if kind == DELETE and row.segment in retired:
+                    continue  # a deletion that compaction dropped and is about to forget
                 self._live_bytes[row.segment] += row.length
                 newest = self._newest.pop(key, None)
                 # By seq: while a compaction is under way, an entry stands in two places.

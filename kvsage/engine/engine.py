@@ -23,6 +23,7 @@ from kvsage.engine.commit import Committer
 from kvsage.engine.content import Mismatch, RawCache, decompress
 from kvsage.engine.flusher import EngineThread, Flusher
 from kvsage.engine.metrics import Metrics
+from kvsage.engine.reads import Reads
 from kvsage.engine.recovery import close_clean, open_index
 from kvsage.engine.rotation import filled
 from kvsage.engine.upkeep import Upkeep
@@ -86,6 +87,7 @@ NAMES = frozenset(
         "WRITE",
         "NEXT",
         "COMPACT",
+        "READS",
         "index",
         "index.new",
         "index.checkpoint",
@@ -100,6 +102,9 @@ CONTENT_START = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size  # of its sto
 FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
 FAR = 1 << 63
 SMALL_SEGMENT_BYTES = 4 << 20
+PRESSED_FROM, PRESSED_FULLY = 1.5, 1.8  # bytes of log for each live one
+EASE_S = 0.00003  # what it costs compaction to keep up with one operation, and some more
+EASE_MOST_S = 0.02
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
@@ -124,7 +129,10 @@ class Engine:
         self.raw_cache = RawCache()
         self.metrics = Metrics()
         self.upkeep = Upkeep(self)
+        self.reads: Reads | None = None  # of a bounded store
         self.segment_limit = options.segment_bytes_max
+        self.pressure = 0.0  # 1: the log is about to take more than it may
+        self._eased = 0
         self.handles = 1
         self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
         self.identity: Identity
@@ -171,7 +179,9 @@ class Engine:
                 index, disk = self.index, self.disk
                 self.reading = (index.begin, index.keydir, self.files.fds, self.clock, disk.pread)
                 self._catch_up()
-                self.fit_segments()
+                self.weigh()
+                if self.options.bytes_max is not None:
+                    self.reads = Reads(self.disk, self.path / "READS")
                 failed.pop_all()
         self.flusher.start()
         self.upkeep.start()
@@ -302,6 +312,8 @@ class Engine:
 
     def _let_go(self) -> None:
         self.reading = (_away, *self.reading[1:])
+        if self.reads is not None:
+            self.reads.close()
         self.index.close()
         self.gate.close()
         self.upkeep.close()
@@ -397,8 +409,12 @@ class Engine:
 
     # -- files, as the log grows and shrinks --------------------------------------------------
 
-    def fit_segments(self) -> None:
-        """Let segments be small where little is live, so that garbage is little too."""
+    def weigh(self) -> None:
+        """See how much of the log is live, and let this process write accordingly.
+
+        Where little is live segments are small, so that garbage is little too. And where writers
+        are about to outrun compaction they are slowed down.
+        """
         with self.index.reading() as txn:
             meta = get_meta(txn)
             assert meta is not None
@@ -407,10 +423,19 @@ class Engine:
                 for segment, row in listed_segments(txn)
             ]
         live = sum(row.entry_bytes - row.dead_bytes for row in rows)
+        log = sum(row.end - row.start for row in rows)
         limit = min(self.options.segment_bytes_max, max(live // 4, SMALL_SEGMENT_BYTES))
         if self.options.bytes_max is not None:
             limit = min(limit, max(self.options.bytes_max // 8, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
+        over = log - PRESSED_FROM * live - limit / 2
+        self.pressure = max(0.0, over / ((PRESSED_FULLY - PRESSED_FROM) * live + limit / 2))
+
+    def ease(self) -> None:
+        """Before a write: wait a little where compaction has fallen behind, by what was written."""
+        written, self._eased = self.metrics.operations - self._eased, self.metrics.operations
+        pause_s = written * EASE_S * self.pressure**2
+        time.sleep(min(pause_s, EASE_MOST_S * max(1, written / 1000)))
 
     def drop_removed(self) -> None:
         """Close what this process holds of files that were removed, so that their space is free."""

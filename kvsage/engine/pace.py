@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLICE_S = 0.0005
+REST_LEAST_S = 0.00001  # a sleep of nothing might not let anybody in
 
 
 class Stopped(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
@@ -29,8 +30,12 @@ class Pace:
         stopping: whether to stop at the next breath.
     """
 
-    def __init__(self, rest: float = 0.0, stopping: Callable[[], bool] = lambda: False) -> None:
-        self.rest = rest
+    def __init__(
+        self,
+        rest: Callable[[], float] = lambda: 0.0,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._rest = rest
         self._stopping = stopping
         self._began = time.perf_counter()
 
@@ -44,7 +49,7 @@ class Pace:
         if worked_s >= SLICE_S:
             if self._stopping():
                 raise Stopped
-            time.sleep(worked_s * self.rest)
+            time.sleep(max(worked_s * self._rest(), REST_LEAST_S))
             self._began = time.perf_counter()
 
 

@@ -564,8 +564,11 @@ def _fill(
 
 def _check_history(known: Meta, plan: Plan) -> None:
     """Refuse a checkpoint of another history, or of a place that the log does not have."""
-    began = [t.timeline for t in plan.header.timelines if t.after_seq <= known.seq]
-    if not began or began[-1] != known.timeline or known.segment > plan.newest.segment:
+    began = plan.header.timelines
+    of_its_seq = [t.timeline for t in began if t.after_seq < known.seq][-1:]
+    # A timeline in which nothing was committed is listed no more.
+    at_a_border = any(t.after_seq == known.seq for t in began)
+    if known.segment > plan.newest.segment or not (known.timeline in of_its_seq or at_a_border):
         raise CorruptionError("the checkpoint belongs to another history of the store")
 
 

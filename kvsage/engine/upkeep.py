@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kvsage.engine import compaction
+from kvsage.engine import compaction, eviction, sweep
 from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import Pace, Stopped
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
 
 CHECKPOINT_BYTES = 64 << 20  # of log since the last one, or twice the index if that is more
-REST = 1.0  # behind each slice of work as long a rest
 WAIT_MOST_S = 3600.0
 
 
@@ -133,7 +132,7 @@ class Upkeep:
         self.lock.close()
 
     def _run(self) -> None:
-        pace = Pace(REST, lambda: self._ended)
+        pace = Pace(self._rest, lambda: self._ended)
         while not self._ended:
             self._woken.wait(self._interval_s)
             self._woken.clear()
@@ -148,11 +147,15 @@ class Upkeep:
                 if self._engine.poisoned:
                     return
 
+    def _rest(self) -> float:
+        """Behind each slice as long a rest, the less the more garbage there is."""
+        return max(0.0, 1.0 - self._engine.pressure)
+
     def look(self, pace: Pace) -> None:
         """Do what is due, if nobody else is at it."""
         engine = self._engine
         engine.drop_removed()
-        engine.fit_segments()
+        engine.weigh()
         if not self._is_due():
             return
         with self.lock.now() as held:
@@ -162,6 +165,7 @@ class Upkeep:
                 while sources := compaction.choose(engine):
                     self._compact(sources, pace)
                     self._reclaim()
+                    engine.weigh()
                 self._reclaim()
                 if self._checkpoint_due():
                     self.checkpoint_held()
@@ -171,18 +175,33 @@ class Upkeep:
         with engine.index.reading() as txn:
             if all_retired(txn) or any(row.state == JOINING for _, row in all_segments(txn)):
                 return True
-        return bool(compaction.choose(engine)) or self._checkpoint_due() or self._others_due()
+        return sweep.is_due(engine) or bool(compaction.choose(engine)) or self._checkpoint_due()
 
     def _others_due(self) -> bool:
-        return False
+        return sweep.is_due(self._engine) or eviction.is_due(self._engine)
 
-    def _sweep_and_evict(self, pace: Pace) -> None:
-        return
+    def _sweep_and_evict(self, pace: Pace) -> int:
+        return sweep.sweep(self._engine, pace) + eviction.evict(self._engine, pace)
+
+    def sweep(self, pace: Pace) -> int:
+        """Remove what has expired, and what a bounded store has no room for; how many keys."""
+        if self._engine.reads is None:
+            return sweep.sweep(self._engine, pace)  # batch by batch, whoever else is at it
+        with self.lock.waiting():
+            compaction.finish(self._engine, pace)
+            removed = self._sweep_and_evict(pace)
+            self._reclaim()
+            return removed
 
     # -- its parts --------------------------------------------------------------------------
 
     def _compact(self, sources: list[int], pace: Pace) -> Compacted:
-        return compaction.compact_files(self._engine, sources, pace)
+        began_s = time.perf_counter()
+        done = compaction.compact_files(self._engine, sources, pace)
+        took_s = time.perf_counter() - began_s
+        reclaimed = done.bytes_before - done.bytes_after
+        self._engine.metrics.compacted(done.bytes_after, reclaimed, took_s)
+        return done
 
     def _reclaim(self) -> int:
         return compaction.reclaim(self._engine)
@@ -208,6 +227,7 @@ class Upkeep:
     def checkpoint_held(self) -> None:
         """Write a checkpoint; the lock is held."""
         write_checkpoint(self._engine)
+        self._engine.metrics.checkpoints += 1
 
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
