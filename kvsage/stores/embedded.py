@@ -350,13 +350,13 @@ class LMDBStore(TransactionalStore):
             StoreFullError, StoreUnavailableError: it takes no more; earlier backups are as before.
             CorruptionError: the log is damaged; earlier backups are as before.
         """
-        from kvsage.engine import backup, restore
+        from kvsage.engine import backup, catalogue
 
         return backup.back_up(
             self._reading(),
             store_path(directory),
-            keep=restore.count(keep),
-            keep_for=restore.period(keep_for),
+            keep=catalogue.count(keep),
+            keep_for=catalogue.period(keep_for),
             link=link,
             verify=verify,
             progress=progress,
@@ -369,9 +369,9 @@ class LMDBStore(TransactionalStore):
         Raises:
             BackupError: it is no directory of backups.
         """
-        from kvsage.engine import restore
+        from kvsage.engine import catalogue
 
-        return restore.list_backups(store_path(directory), POSIX)
+        return catalogue.list_backups(store_path(directory), POSIX)
 
     @staticmethod
     def verify_backups(
@@ -387,9 +387,9 @@ class LMDBStore(TransactionalStore):
             BackupError: there are none, or none of that name.
             StoreLockedError: another process is making or removing backups.
         """
-        from kvsage.engine import restore
+        from kvsage.engine import catalogue
 
-        return restore.verify_backups(store_path(directory), POSIX, name=name)
+        return catalogue.verify_backups(store_path(directory), POSIX, name=name)
 
     @staticmethod
     def prune_backups(
@@ -411,14 +411,14 @@ class LMDBStore(TransactionalStore):
             BackupError: it is no directory of backups.
             StoreLockedError: another process is using it.
         """
-        from kvsage.engine import restore
+        from kvsage.engine import catalogue
 
         chosen = clocks.SYSTEM if clock is None else clock
-        return restore.prune_backups(
+        return catalogue.prune_backups(
             store_path(directory),
             POSIX,
-            keep=restore.count(keep),
-            keep_for=restore.period(keep_for),
+            keep=catalogue.count(keep),
+            keep_for=catalogue.period(keep_for),
             now=chosen(),
         )
 
