@@ -640,12 +640,21 @@ SOURCES_MAX = 64
 WORTH_BYTES = 64 << 10  # less garbage than this is not worth a copy
 
 
-def choose(engine: Engine) -> list[int]:
-    """The files that compaction should take next of its own accord; empty where all is well."""
+def choose(engine: Engine, damaged: Collection[int | None] = ()) -> list[int]:
+    """The files that compaction should take next of its own accord; empty where all is well.
+
+    Args:
+        engine: whose files.
+        damaged: files to leave alone.
+    """
     with engine.index.reading() as txn:
         meta = get_meta(txn)
         assert meta is not None
-        rows = {s: row for s, row in listed_segments(txn) if s != meta.segment}
+        rows = {
+            segment: row
+            for segment, row in listed_segments(txn)
+            if segment != meta.segment and segment not in damaged
+        }
     total = sum(row.entry_bytes for row in rows.values())
     dead = sum(row.dead_bytes for row in rows.values())
     limit = engine.segment_limit

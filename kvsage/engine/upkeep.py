@@ -106,6 +106,7 @@ class Upkeep:
         self._thread: EngineThread | None = None
         self.lock = UpkeepLock(engine)
         self.last_error: KvsageError | None = None
+        self._damaged: set[int | None] = set()  # files that did not check when they were compacted
 
     # -- the thread -------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Upkeep:
             if held:
                 compaction.finish(engine, pace)
                 self._sweep_and_evict(pace)
-                while sources := compaction.choose(engine):
+                while sources := compaction.choose(engine, self._damaged):
                     self._compact(sources, pace)
                     self._reclaim()
                     engine.weigh()
@@ -175,10 +176,9 @@ class Upkeep:
         with engine.index.reading() as txn:
             if all_retired(txn) or any(row.state == JOINING for _, row in all_segments(txn)):
                 return True
-        return sweep.is_due(engine) or bool(compaction.choose(engine)) or self._checkpoint_due()
-
-    def _others_due(self) -> bool:
-        return sweep.is_due(self._engine) or eviction.is_due(self._engine)
+        if sweep.is_due(engine) or eviction.is_due(engine):
+            return True
+        return bool(compaction.choose(engine, self._damaged)) or self._checkpoint_due()
 
     def _sweep_and_evict(self, pace: Pace) -> int:
         return sweep.sweep(self._engine, pace) + eviction.evict(self._engine, pace)
@@ -197,7 +197,11 @@ class Upkeep:
 
     def _compact(self, sources: list[int], pace: Pace) -> Compacted:
         began_s = time.perf_counter()
-        done = compaction.compact_files(self._engine, sources, pace)
+        try:
+            done = compaction.compact_files(self._engine, sources, pace)
+        except CorruptionError as error:
+            self._damaged |= {error.segment} & {*sources}  # the others go on without it
+            raise
         took_s = time.perf_counter() - began_s
         reclaimed = done.bytes_before - done.bytes_after
         self._engine.metrics.compacted(done.bytes_after, reclaimed, took_s)
