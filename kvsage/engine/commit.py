@@ -17,7 +17,7 @@ the store, and so does a batch that could not be made void: what the disk holds 
 so nobody builds on it.
 
 ``Committer.put`` is 1 to 5 said flat, for one small value where all is in order; ``_append`` is 6
-to 8 for both ways.
+to 8 for both ways. A single operation that finds the gate taken joins others: see ``group``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Content, Mismatch, compress, hold, release
+from kvsage.engine.group import Group
 from kvsage.engine.rotation import adopt, begin_segment, retire
 from kvsage.engine.trust import mark_used
 from kvsage.errors import CorruptionError, KvsageError, PoisonedError, ValueTooLargeError
@@ -121,11 +122,18 @@ class Operation(NamedTuple):
 class Committer:
     """Commits for one engine.
 
-    ``commit``, ``put`` and ``keep_content`` pass the writer gate; the rest runs behind it.
+    ``commit``, ``one``, ``put`` and ``keep_content`` pass the writer gate; the rest runs behind it.
+
+    Attributes:
+        group: the single operations that wait to be committed together.
+        last: seq and results of the batch that was last on its way to the log. Whether it got there
+            the index tells: an interrupt may come between the commit and the news of it.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.group = Group(engine, self)
+        self.last: tuple[int, list[bool]] | None = None
         self._fresh: dict[bytes, bytes] = {}  # contents of the batch being built, by content key
 
     def commit(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
@@ -146,6 +154,24 @@ class Committer:
         finally:
             gate.leave()
 
+    def one(self, operation: Operation, *, full: bool) -> bool:
+        """Commit one operation, together with those of other threads; whether it took place.
+
+        Raises:
+            As ``commit``.
+        """
+        gate = self._engine.gate
+        gate.refuse_nested()
+        try:
+            try:
+                if gate.enter_now():
+                    return self.commit_inside((operation,), full=full)[0]
+            finally:
+                gate.leave()
+        finally:
+            gate.leave()
+        return self.group.commit(operation, full=full)
+
     def put(self, key: bytes, flags: int, data: bytes, expires_ms: int, full: bool) -> None:  # noqa: FBT001  # a keyword costs a tenth of what this saves
         """Commit the save of one small value: ``commit``, flat, for what happens all the time.
 
@@ -156,10 +182,12 @@ class Committer:
         gate = engine.gate
         if gate.is_mine():
             gate.refuse_nested()
+        joins = False
         try:
             try:
-                gate.enter()
-                if not self._put(key, flags, data, expires_ms, full):
+                if not gate.enter_now():
+                    joins = True
+                elif not self._put(key, flags, data, expires_ms, full):
                     operation = Operation(key, PUT, flags, expires_ms, data)
                     self.commit_inside((operation,), full=full)
             except MapFull:
@@ -174,6 +202,9 @@ class Committer:
                 gate.leave()
         finally:
             gate.leave()
+        if joins:
+            operation = Operation(key, PUT, flags, expires_ms, data)
+            self.group.commit(operation, full=full)
 
     def _put(self, key: bytes, flags: int, data: bytes, expires_ms: int, full: bool) -> bool:  # noqa: FBT001  # see put
         """Whether it was committed; where anything is out of the ordinary, nothing was done."""
@@ -318,6 +349,7 @@ class Committer:
             fields = (BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain)
             rest = BATCH_REST.pack(*fields) + body
             at = (segment, tail, seq, timeline, epoch, flushed_seq)
+            self.last = (seq, results)
             self._append(txn, fd, at, rest, full)
             engine.metrics.batches += 1
             engine.metrics.operations += sum(results)

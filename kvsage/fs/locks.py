@@ -6,12 +6,16 @@ however the process dies. It cannot be upgraded without letting go, so nothing h
 ``flock`` has no timeout and signals restart it, so whoever waits asks again and again, with a pause
 that grows. ``WriterGate`` keeps that from starving anyone: one who waits holds ``NEXT``, and
 a busy writer that comes back again and again must pass through ``NEXT`` at every eighth turn.
+
+Threads of one process need not ask: they stand in a queue, and whoever leaves wakes the first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from kvsage.errors import StoreClosedError, StoreLockedError, TransactionStateError
@@ -79,6 +83,38 @@ class LockFile:
             self._disk.close(fd)
 
 
+class Waiter:
+    """One who stands in the queue of a gate, and sleeps until it is woken.
+
+    Attributes:
+        alone: whether it must be in by itself; only the first of the queue gets in so. Others may
+            be served by whoever gets in.
+        done: whether somebody has served it.
+        deadline: of ``time.monotonic``, until when it waits.
+    """
+
+    __slots__ = ("_sleep", "deadline", "done")
+    alone = True
+
+    def __init__(self, deadline: float) -> None:
+        self._sleep = threading.Lock()
+        self._sleep.acquire()
+        self.deadline = deadline
+        self.done = False
+
+    def wake(self) -> None:
+        """Let it look again: at once, or when it is about to sleep the next time."""
+        with contextlib.suppress(RuntimeError):  # woken already
+            self._sleep.release()
+
+    def sleep(self, *, endless: bool = False) -> bool:
+        """Sleep until woken; whether it was, before the deadline."""
+        if endless:
+            return self._sleep.acquire()
+        left_s = self.deadline - time.monotonic()
+        return self._sleep.acquire(timeout=min(max(left_s, 0), threading.TIMEOUT_MAX))
+
+
 class WriterGate:
     """One writer at a time: among this process's threads, then among processes.
 
@@ -94,9 +130,24 @@ class WriterGate:
                 gate.leave()
         finally:
             gate.leave()
+
+    A thread that finds another one inside, or waiting, appends itself to ``waiting`` and tries once
+    more; whoever leaves lets go first and looks at ``waiting`` then. So one of the two sees the
+    other, and no wake-up is lost. One that gives up wakes the first too, since it may have been
+    woken itself.
     """
 
-    __slots__ = ("_gate", "_next", "_queued", "_thread", "_timeout_s", "_turns", "is_mine")
+    __slots__ = (
+        "_gate",
+        "_held",
+        "_next",
+        "_queued",
+        "_thread",
+        "_timeout_s",
+        "_turns",
+        "is_mine",
+        "waiting",
+    )
 
     def __init__(self, disk: Disk, directory: Path, timeout_s: float) -> None:
         self._gate = LockFile(disk, directory / "WRITE")
@@ -109,6 +160,8 @@ class WriterGate:
         self._thread = threading.RLock()
         # Whether this thread is in, at least before the other threads of this process.
         self.is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
+        self.waiting: deque[Waiter] = deque()
+        self._held = False  # somebody is in who will look at ``waiting`` on leaving
         self._timeout_s = timeout_s
         self._turns = 0
         self._queued = False  # NEXT may be held
@@ -124,20 +177,88 @@ class WriterGate:
                 "this thread has a transaction open on the store: write through it, or end it first"
             )
 
+    def deadline(self) -> float:
+        """Until when one who comes now waits, of ``time.monotonic``."""
+        return time.monotonic() + self._timeout_s
+
     def enter(self) -> None:
-        """Wait for the turn.
+        """Wait for the turn; among threads, who came first is let in first.
 
         Raises:
-            StoreLockedError: it did not come. Each wait, for other threads, for NEXT and for WRITE,
-                may take the whole timeout.
+            StoreLockedError: it did not come before the timeout.
             StoreClosedError: another thread has closed the store.
         """
+        if self.enter_now():
+            return
+        waiter = Waiter(self.deadline())
+        try:
+            try:
+                self.waiting.append(waiter)
+                while not self._try(waiter):
+                    if not waiter.sleep():
+                        raise self.late()
+            finally:
+                self.withdraw(waiter)
+        finally:
+            self.withdraw(waiter)
+        self._pass(waiter.deadline)
+
+    def enter_now(self) -> bool:
+        """Enter where no other thread of this process is in or waits; whether this one is in.
+
+        Raises:
+            StoreLockedError, StoreClosedError: as ``enter``.
+        """
+        if self.waiting or not self._thread.acquire(blocking=False):
+            return False
+        self._held = True
+        self._pass(None)
+        return True
+
+    def enter_for(self, waiter: Waiter) -> bool:
+        """Enter for one who stands in the queue; False where another thread is to have its turn.
+
+        Raises:
+            StoreLockedError, StoreClosedError: as ``enter``.
+        """
+        if not self._try(waiter):
+            return False
+        self._pass(waiter.deadline)
+        return True
+
+    def _try(self, waiter: Waiter) -> bool:
+        try:
+            first = self.waiting[0]
+        except IndexError:  # served meanwhile
+            first = waiter
+        if first is not waiter and (first.alone or waiter.alone):
+            return False
         if not self._thread.acquire(blocking=False):
-            timeout = min(self._timeout_s, threading.TIMEOUT_MAX)
-            if not self._thread.acquire(timeout=timeout):
-                raise StoreLockedError(
-                    f"another thread has been writing for more than {self._timeout_s:g} s"
-                )
+            return False
+        self._held = True
+        return True
+
+    def late(self) -> StoreLockedError:
+        """The error of one who waited for other threads in vain."""
+        return StoreLockedError(
+            f"another thread has been writing for more than {self._timeout_s:g} s"
+        )
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Take out one who need not wait any more; nothing where it is out already."""
+        with contextlib.suppress(ValueError):
+            self.waiting.remove(waiter)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake the first who waits, unless somebody is in, who will."""
+        waiting = self.waiting
+        if waiting and not self._held:
+            with contextlib.suppress(IndexError):  # it has left
+                waiting[0].wake()
+
+    def _pass(self, deadline: float | None) -> None:
+        """Behind the threads, the processes; without a deadline the whole timeout counts."""
         gate = self._gate.fd
         if gate < 0:
             raise StoreClosedError("the store is closed")
@@ -152,39 +273,39 @@ class WriterGate:
             else:
                 return
         self._queued = True
-        self._wait(self._next.fd)
-        self._wait(gate)
+        if deadline is None:
+            deadline = self.deadline()
+        what = f"another process has been writing for more than {self._timeout_s:g} s"
+        wait_for_lock(self._next.fd, deadline, what)
+        wait_for_lock(gate, deadline, what)
         unlock(self._next.fd)
         self._queued = False
 
-    def _wait(self, fd: int) -> None:
-        wait_for_lock(
-            fd,
-            time.monotonic() + self._timeout_s,
-            f"another process has been writing for more than {self._timeout_s:g} s",
-        )
-
     def leave(self) -> None:
-        """Let the next one in; nothing where this thread is not in."""
+        """Let the next one in; where this thread is not in, only wake who could enter."""
         if self.is_mine():
             if self._gate.fd >= 0:
                 if self._queued:
                     flock(self._next.fd, LOCK_UN)
                     self._queued = False
                 flock(self._gate.fd, LOCK_UN)
+            self._held = False
             self._thread.release()
+        if self.waiting:
+            self.wake()
 
     def surrender(self) -> None:
         """Let the next one in for another thread, whose turn is over though it cannot say so.
 
-        Only its owner can let go of the lock between threads, so there is a new one from here on;
-        who waits for the old one runs into the timeout.
+        Only its owner can let go of the lock between threads, so there is a new one from here on.
         """
         self._thread = threading.RLock()
         self.is_mine = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # as above
         if self._gate.fd >= 0:
             unlock(self._next.fd)
             unlock(self._gate.fd)
+        self._held = False
+        self.wake()
 
     def close(self) -> None:
         """Close both files, which lets go."""

@@ -203,7 +203,7 @@ class LMDBStore(TransactionalStore):
         encoded = encode_key(key)
         expires_ms = preparer.expires_ms(key, ttl)
         operation = preparer.save(key, encoded, value, expires_ms, require)
-        return engine.committer.commit((operation,), full=self._full)[0]
+        return engine.committer.one(operation, full=self._full)
 
     @override
     def save(
@@ -218,7 +218,7 @@ class LMDBStore(TransactionalStore):
                 engine.committer.put(encode_key(key), flags, data, expires_ms, self._full)
                 return True
             operation = saver.put(encode_key(key), flags, data, expires_ms, ANYTHING)
-            return engine.committer.commit((operation,), full=self._full)[0]
+            return engine.committer.one(operation, full=self._full)
         return self._save(key, value, ttl, self._writing().seq_of(if_version) or NEVER)
 
     @override
@@ -229,7 +229,7 @@ class LMDBStore(TransactionalStore):
     def delete(self, key: str) -> bool:
         engine = self._writing()
         operation = self._preparer.delete(encode_key(key))
-        return engine.committer.commit((operation,), full=self._full)[0]
+        return engine.committer.one(operation, full=self._full)
 
     @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
