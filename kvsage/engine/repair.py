@@ -19,6 +19,7 @@ as it was: the copies bear a timeline that no segment's header knows, and count 
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import shutil
 import time
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine import engine as engines
 from kvsage.engine.rebuild import holds_batches
-from kvsage.engine.salvage import Carried, Shelf, grouped, is_text, whole_at
+from kvsage.engine.salvage import Carried, Piece, Shelf, Stretch, grouped, is_text, pieces_of
 from kvsage.engine.trust import looks_trusted
 from kvsage.errors import (
     CorruptionError,
@@ -70,7 +71,6 @@ from kvsage.log.format import (
     encode_entry,
     encode_header,
     encode_identity,
-    entry_length,
     place,
     split_entries,
 )
@@ -134,7 +134,8 @@ def repair(path: Path, disk: Disk, clock: Clock, *, dry_run: bool) -> RepairRepo
         if not dry_run:
             run.write()
     if not dry_run:
-        engines.release(engines.acquire(path, StoreOptions(), disk, clock, create=False))
+        options = StoreOptions(upkeep_interval=math.inf)
+        engines.release(engines.acquire(path, options, disk, clock, create=False))
     return run.report(dry_run=dry_run)
 
 
@@ -310,19 +311,19 @@ class Repair:
         except CorruptionError as error:
             self._problem(str(error), file.segment, batch.offset)
             return []
-        return self._carry(framed, file, batch.header.time_ms)
+        return self._carry(Piece(framed, from_start=True), file, batch.header.time_ms)
 
-    def _carry(self, framed: Sequence[bytes], file: LogFile, time_ms: int) -> list[Carried]:
+    def _carry(self, piece: Piece, file: LogFile, time_ms: int) -> list[Carried]:
         """The entries that hold data, with what they were of their commit; 0 where unknown.
 
         Args:
-            framed: the entries of a batch in their order, empty where one cannot be read.
+            piece: the entries of a batch in their order.
             file: where they stand.
             time_ms: when the batch was committed, or 0.
         """
         carried = []
         origins: list[tuple[int, int]] = []
-        for number, data in enumerate(framed):
+        for number, data in enumerate(piece.framed):
             entry = decode_entry(data)
             if entry is None:
                 continue
@@ -332,8 +333,10 @@ class Repair:
                 said = decode_retire(entry.value)
                 self._retires += [] if said is None else [said]
             elif entry.kind in {PUT, DELETE, CONTENT}:
-                known = origins[number - 1 : number] or [(0, 0)]
-                n, when = known[0] if file.is_copy else (number, time_ms)
+                if file.is_copy:
+                    n, when = (origins[number - 1 : number] or [(0, 0)])[0]
+                else:
+                    n, when = (number if piece.from_start else 0), time_ms
                 carried.append(Carried(data, n, when))
                 self._note(entry)
         return carried
@@ -362,20 +365,15 @@ class Repair:
             seqs: the numbers of the batches before and behind it.
         """
         offset, upto = span
+        # Batches of a copy are numbered for themselves.
+        after_seq, before_seq = (0, self._seq + 1) if file.is_copy else seqs
         data = reader.bytes_at(offset, upto - offset)
-        framed: list[bytes] = []
-        if file.is_copy:  # its batches are numbered for themselves
-            seqs = (0, self._seq + 1)
-        at = BATCH_BYTES
-        while len(data) - at >= ENTRY_BYTES:
-            entry = whole_at(data, at)
-            if not entry:
-                self._suspect(data, at, seqs)
-            framed.append(entry)
-            at += len(entry) or entry_length(data, at)
-        read = sum(map(len, framed))
+        pieces, broken = pieces_of(Stretch(data, after_seq, before_seq))
+        for at in broken:
+            self._suspect(data, at, (after_seq, before_seq))
+        carried = [entry for piece in pieces for entry in self._carry(piece, file, 0)]
+        read = sum(len(entry) for piece in pieces for entry in piece.framed)
         self._bytes_lost += max(0, upto - offset - BATCH_BYTES - read)
-        carried = self._carry(framed, file, 0)
         self._problem(
             f"a batch does not check; {len(carried)} entries of it could be read",
             file.segment,

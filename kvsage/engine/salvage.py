@@ -7,14 +7,23 @@ are still there stand for a copy that cannot be read.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.rebuild import listed_after
 from kvsage.log.format import (
+    BATCH_BYTES,
+    BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
+    CONTENT,
+    DELETE,
+    ENTRY,
     ENTRY_BYTES,
+    ENTRY_KEY_BYTES_MAX,
+    MAGIC_OFFSET,
+    PUT,
     ListedFile,
     Retire,
     SegmentHeader,
@@ -144,6 +153,92 @@ class Carried(NamedTuple):
     time_ms: int
 
 
+class Stretch(NamedTuple):
+    """Bytes of a log file that do not check.
+
+    Attributes:
+        data: the bytes; they begin with the header of a batch.
+        after_seq: every entry in them has a higher seq.
+        before_seq: and a lower one than this.
+    """
+
+    data: bytes
+    after_seq: int
+    before_seq: int
+
+    def looks_right(self, at: int) -> bool:
+        """Whether what stands at ``at`` looks like the header of an entry that belongs here."""
+        if len(self.data) - at < ENTRY_BYTES:
+            return False
+        _, seq, _, _, key_length, kind, _ = ENTRY.unpack_from(self.data, at)
+        return (
+            kind in {PUT, DELETE, CONTENT}
+            and key_length <= ENTRY_KEY_BYTES_MAX
+            and self.after_seq < seq < self.before_seq
+            and at + entry_length(self.data, at) <= len(self.data)
+        )
+
+    def is_batch(self, at: int) -> bool:
+        """Whether the header of a batch seems to stand at ``at``."""
+        return self.data.startswith(BATCH_MAGIC_BYTES, at + MAGIC_OFFSET)
+
+    def behind(self, at: int) -> int:
+        """Where to go on behind what cannot be read at ``at``; the length of the data for nowhere.
+
+        Where its length leads to something that looks right, there. Otherwise at the next entry
+        that checks: only of seqs that belong here, since a value may hold the bytes of an entry.
+        """
+        claimed = at + entry_length(self.data, at)
+        if claimed == len(self.data) or self.is_batch(claimed) or self.looks_right(claimed):
+            return claimed
+        for found in SHAPE.finditer(self.data, at + 1 + SHAPE_AT):
+            start = found.start() - SHAPE_AT
+            if self.looks_right(start) and decode_entry(self.framed(start)) is not None:
+                return start
+        return len(self.data)
+
+    def framed(self, at: int) -> bytes:
+        """The bytes of the entry at ``at``, as long as it says that it is."""
+        return self.data[at : at + entry_length(self.data, at)]
+
+
+class Piece(NamedTuple):
+    """Entries that stood behind one another.
+
+    Attributes:
+        framed: the entries, empty where one cannot be read.
+        from_start: whether the first of them was the first of its batch.
+    """
+
+    framed: list[bytes]
+    from_start: bool
+
+
+def pieces_of(stretch: Stretch) -> tuple[list[Piece], list[int]]:
+    """What can be read of a stretch, and where something stands that cannot."""
+    pieces, broken, at = [Piece([], from_start=True)], [], BATCH_BYTES
+    while len(stretch.data) - at >= ENTRY_BYTES:
+        entry = whole_at(stretch.data, at)
+        if entry:
+            pieces[-1].framed.append(entry)
+            at += len(entry)
+        elif stretch.is_batch(at):
+            pieces.append(Piece([], from_start=True))
+            at += BATCH_BYTES
+        else:
+            broken.append(at)
+            behind = stretch.behind(at)
+            if behind == at + entry_length(stretch.data, at):
+                pieces[-1].framed.append(b"")
+            else:
+                pieces.append(Piece([], from_start=False))
+            at = behind
+    return pieces, broken
+
+
+# Where key length, kind and flags of an entry stand, if it is one; a key has at most 480 bytes.
+SHAPE = re.compile(rb"(?=[\x00-\xff][\x00\x01][\x01-\x03][\x00-\x1f])", re.DOTALL)
+SHAPE_AT = 28
 CORRECTED_BYTES_MAX = 16 << 10  # trying every bit costs the square of the length
 LENGTHS = range(24, 30)  # where value length and key length stand in an entry
 
