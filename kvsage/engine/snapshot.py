@@ -11,6 +11,7 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from kvsage.engine.changes import position_at
 from kvsage.engine.content import Mismatch
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
@@ -19,7 +20,7 @@ from kvsage.index.expiry import EXPIRY
 from kvsage.index.keydir import SYSTEM, Row, decode_row
 from kvsage.log.format import CONTENT_KEY, CONTENT_REF, IS_CONTENT, PUT
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
-from kvsage.types import Entry, override
+from kvsage.types import Entry, Position, override
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,6 +187,16 @@ class EngineSnapshot(Snapshot):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def position(self) -> Position:
+        """The last commit that this view shows: changes since then follow it without a gap."""
+        with self._lock:
+            view = self._open()
+            try:
+                return position_at(view.engine, view.txn)
+            except LmdbError as error:
+                raise self._ended(error) from error
 
     def find(self, key: bytes) -> Found | None:
         """A key's value as it lies in the log; None where it is absent."""

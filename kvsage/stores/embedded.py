@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from weakref import WeakSet
 
 from kvsage import clock as clocks
 from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
@@ -24,7 +25,9 @@ from kvsage.types import (
     BackupVerifyReport,
     Capabilities,
     CompactionReport,
+    Consumer,
     Entry,
+    Position,
     RepairReport,
     RestoreReport,
     StoreStats,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from kvsage.clock import Clock
+    from kvsage.engine.feed import ChangeFeed
 
 Result = TypeVar("Result")
 
@@ -71,6 +75,7 @@ class LMDBStore(TransactionalStore):
         serializable=True,
         content=True,
         persistent=True,
+        changes=True,
     )
 
     def __init__(
@@ -91,6 +96,7 @@ class LMDBStore(TransactionalStore):
             create=not self.options.readonly,
         )
         self._closed = False
+        self._feeds: WeakSet[ChangeFeed] = WeakSet()
         self._full = self.options.durability == "full"
         self._preparer = Preparer(self._engine, self.options)
         self._codec = self._preparer.codec
@@ -110,6 +116,8 @@ class LMDBStore(TransactionalStore):
         if not self._closed:
             release(self._engine)
             self._closed = self._loader.closed = True
+            for feed in list(self._feeds):
+                feed.interrupt()
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -256,6 +264,64 @@ class LMDBStore(TransactionalStore):
     def content(self) -> ContentSpace:
         """Contents by address: bytes that are stored once, whoever puts them."""
         return ContentSpace(self._reading, self._writing, self._preparer, full=self._full)
+
+    def position(self) -> Position:
+        """The last commit so far; ``changes`` since then are those to come."""
+        with self.snapshot() as view:
+            return view.position
+
+    def changes(
+        self,
+        since: Position | str | tuple[int, int] | int | None = None,
+        prefix: str = "",
+        *,
+        follow: bool = False,
+        consumer: str | None = None,
+        timeout: float | None = None,
+    ) -> ChangeFeed:
+        """Every change in the order of the commits, those of other processes too.
+
+        An expiry or an eviction is a delete, once it is done. Of a key that changed more than once,
+        compaction may have left the latest change alone.
+
+        Args:
+            since: go on behind this position, or behind the commit of this number; None for the
+                beginning, or for where the consumer is.
+            prefix: of the keys to hear of.
+            follow: at the end, wait for more.
+            consumer: a name, under which the store remembers what was passed. One feed at a time
+                uses it. Deletions that it has not passed are kept for it, as long as the option
+                ``changes_kept`` says.
+            timeout: seconds after which ``follow`` stops waiting for a change, so that the
+                iteration ends; iterate again to go on.
+
+        Raises:
+            ChangesLostError: the store cannot tell everything that happened since. Read what is
+                there from a snapshot, and go on from its position.
+            ConfigError: not a position, a name or a number of seconds.
+            ReadOnlyStoreError: a named consumer on a handle that only reads.
+        """
+        from kvsage.engine.feed import ChangeFeed, Request
+
+        reading = self._reading if consumer is None else self._writing
+        request = Request(since, prefix, follow, timeout, consumer)
+        feed = ChangeFeed(reading, self._codec, request, owner=self)
+        self._feeds.add(feed)
+        return feed
+
+    def consumers(self) -> dict[str, Consumer]:
+        """The named consumers of changes, and how far each has come."""
+        from kvsage.engine import consumers
+
+        engine = self._reading()
+        with engine.index.reading() as txn:
+            return consumers.consumers(engine, txn)
+
+    def drop_consumer(self, name: str) -> bool:
+        """Forget a named consumer, so that nothing is kept for it; whether there was one."""
+        from kvsage.engine import consumers
+
+        return consumers.drop(self._writing(), name)
 
     def sync(self) -> None:
         """Bring every commit made so far onto the disk; ``full`` commits are there already.

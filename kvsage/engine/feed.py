@@ -1,0 +1,373 @@
+"""The feed of changes that a consumer iterates over: resumable, following, remembered by name.
+
+A change counts as passed when the consumer asks for the next one, or acknowledges it. What a named
+consumer has passed is stored when it has caught up, asks for what follows a piece, or is closed,
+but while it reads on at most twice a second: a store is a commit, and a follower that made one for
+each change would double what the log takes.
+
+Storing a position is no change, so it wakes no follower for good; a position that moved over
+nothing but such commits is not stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+
+from kvsage.engine.changes import (
+    Piece,
+    Stand,
+    moment_of,
+    position_of,
+    read_on,
+    refuse_lost,
+)
+from kvsage.engine.consumers import Record, consumer_key, find, put
+from kvsage.engine.content import Mismatch
+from kvsage.engine.snapshot import View, bounds, instant
+from kvsage.errors import (
+    ChangesLostError,
+    ConfigError,
+    CorruptionError,
+    KvsageError,
+    StoreClosedError,
+    StoreUnavailableError,
+)
+from kvsage.fs.watch import FileWatch
+from kvsage.index.contents import decode_content_row
+from kvsage.index.segments import get_floor
+from kvsage.log.format import BY_USER, CONTENT_KEY, EVICTED, EXPIRED, IS_CONTENT, PUT
+from kvsage.types import Change, Position, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kvsage.engine.changes import Found
+    from kvsage.engine.engine import Engine
+    from kvsage.engine.values import Codec
+    from kvsage.log.format import LogEntry
+
+Since: TypeAlias = "Position | str | tuple[int, int] | int | None"
+Reason: TypeAlias = Literal["user", "expired", "evicted"]
+
+REASONS: dict[int, Reason] = {BY_USER: "user", EXPIRED: "expired", EVICTED: "evicted"}
+EPOCH = datetime.fromtimestamp(0, UTC)
+STORE_PAUSE_S = 0.5
+LOOK_LEAST_S = 0.001
+"""A write to the index can be noticed a moment before a new transaction sees what it wrote."""
+LOOK_MOST_S = 5.0
+REFRESHED_AGE = 0.25  # of ``changes_kept``: a consumer that looked has been heard of
+
+
+class Request(NamedTuple):
+    """What a caller asked for; see ``LMDBStore.changes``."""
+
+    since: Since
+    prefix: str
+    follow: bool
+    timeout: float | None
+    consumer: str | None
+
+
+class ChangeFeed:
+    """Changes in the order of the commits. Made by ``changes()``.
+
+    Iterate on one thread at a time; any thread may close. At the end of what there is (without
+    ``follow``), or after ``timeout`` seconds without a change, the iteration ends; begun again, it
+    goes on where it was. Nothing is held meanwhile: no file, no snapshot.
+
+    Closing ends an iteration that waits on another thread. Closing the store does so with
+    ``StoreClosedError``.
+    """
+
+    def __init__(
+        self, reading: Callable[[], Engine], codec: Codec, request: Request, *, owner: object
+    ) -> None:
+        self._reading = reading
+        self._values = Values(reading, codec, owner)
+        self._prefix, _ = bounds(request.prefix, None, None)
+        self._follow = request.follow
+        self._timeout_s = _checked_timeout(request.timeout)
+        self._name = request.consumer
+        self._key = None if request.consumer is None else consumer_key(request.consumer)
+        self._lock = threading.RLock()  # guards what was handled and what is stored
+        self._watch: FileWatch | None = None
+        self._thread = 0  # that iterates
+        self._closed = self._by_hand = False
+        self._moved = False  # over a change, since the position was stored
+        self._stored_at_s = time.monotonic()
+        stand, self._stored = self._begin(request)
+        # One value, so that an interrupt finds either all of a piece here or nothing of it.
+        self._piece: tuple[deque[Change], Stand, bool] = (deque(), stand, False)
+        self._position = self._handled = position_of(reading(), stand.passed)
+        if self._key is not None and (self._stored is None or request.since is not None):
+            self._store(self._position, always=True)
+
+    def _begin(self, request: Request) -> tuple[Stand, Record | None]:
+        """Where to begin, and what is stored of the consumer.
+
+        Raises:
+            ChangesLostError: what follows there may be incomplete.
+        """
+        engine, since, floor = self._reading(), request.since, 0
+        with engine.index.reading() as txn:
+            stored = None if self._key is None else find(engine, txn, self._key)
+            if since is None and stored is not None:
+                since, floor = stored.position, stored.floor
+            with self._named():
+                passed = moment_of(engine, since)
+                refuse_lost(txn, passed, floor)
+            return Stand(passed, floor if passed[0] else get_floor(txn)), stored
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in the errors which consumer it was."""
+        try:
+            yield
+        except ChangesLostError as error:
+            if self._name is None:
+                raise
+            raise ChangesLostError(f"consumer {self._name!r}: {error}") from error
+
+    # -- iterating --------------------------------------------------------------------------
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Change:
+        self._thread = threading.get_ident()
+        self._handle(self._position)
+        end_s = math.inf if self._timeout_s is None else time.monotonic() + self._timeout_s
+        look_s = LOOK_LEAST_S
+        while not self._closed:
+            changes = self._piece[0]
+            if changes:
+                change = changes.popleft()
+                self._position = change.position
+                return change
+            if self._fetch():
+                continue
+            if not self._follow or time.monotonic() >= end_s:
+                self._store(self._handled, refresh=True)
+                break
+            look_s = LOOK_LEAST_S if self._wait(look_s, end_s) else min(2 * look_s, LOOK_MOST_S)
+        raise StopIteration
+
+    def _handle(self, position: Position) -> None:
+        """Everything up to ``position`` was passed by the consumer."""
+        with self._lock:
+            if position != self._handled:
+                self._handled = position
+                self._moved = True
+
+    def _fetch(self) -> bool:
+        """Read what follows the last piece, which was passed; False at the end of the log."""
+        engine = self._reading()
+        self._reach(engine)
+        if time.monotonic() >= self._stored_at_s + STORE_PAUSE_S:
+            self._store(self._handled)
+        with self._named():
+            piece = self._read(engine)
+        changes = deque(self._change(engine, found) for found in piece.changes)
+        self._piece = changes, piece.stand, piece.saw_change
+        if changes:
+            return True
+        self._reach(engine)
+        return not piece.at_end
+
+    def _reach(self, engine: Engine) -> None:
+        """Everything in the last piece was passed, what was not handed out too."""
+        _, stand, saw_change = self._piece
+        with self._lock:
+            self._position = self._handled = position_of(engine, stand.passed)
+            self._moved = self._moved or saw_change
+
+    def _read(self, engine: Engine) -> Piece:
+        stand = self._piece[1]
+        try:
+            with engine.index.reading() as txn:
+                return read_on(engine, txn, self._prefix, stand)
+        except StoreUnavailableError:  # another thread grew the map, which ends transactions
+            engine = self._reading()
+            if engine.closed:
+                raise StoreClosedError("the store was closed") from None
+            with engine.index.reading() as txn:
+                return read_on(engine, txn, self._prefix, stand)
+
+    def _change(self, engine: Engine, found: Found) -> Change:
+        entry = found.entry
+        assert entry is not None
+        position = position_of(engine, found.moment)
+        time_ = instant(found.time_ms) or EPOCH
+        key = entry.key.decode()
+        if entry.kind == PUT:
+            read = self._values.reader(position, key, entry)
+            return Change(position, time_, "put", key, instant(entry.expires_ms), None, read)
+        reason = REASONS.get(entry.flags, "user")
+        return Change(position, time_, "delete", key, None, reason, _nothing)
+
+    def _wait(self, look_s: float, end_s: float) -> bool:
+        """Wait for a write to the index; whether there may have been one."""
+        watch = self._watch
+        if watch is None:
+            # What was written before the watch began is not told, so look once more behind it.
+            self._watch = FileWatch(self._reading().index_path / "data.mdb")
+            return True
+        pause_s = min(look_s, end_s - time.monotonic())
+        if self._moved and self._key is not None:
+            pause_s = min(pause_s, self._stored_at_s + STORE_PAUSE_S - time.monotonic())
+        return watch.wait(pause_s)
+
+    # -- where it stands --------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position:
+        """Behind the last change that was handed out, or the end of the log that was reached."""
+        return self._position
+
+    def acknowledge(self, position: Position | str | None = None) -> None:
+        """Store that a named consumer has passed everything handed out so far, or a position.
+
+        Args:
+            position: of a change. From the first position that is given here on, nothing but what
+                is given is stored: for a consumer that asks for more changes than it has done.
+
+        Raises:
+            ConfigError: the feed has no consumer's name.
+            TransactionStateError: this thread has a transaction open.
+        """
+        if self._key is None:
+            raise ConfigError("only a named consumer acknowledges: changes(consumer=...)")
+        if position is None:
+            self._handle(self._position)
+            self._store(self._handled, always=True)
+        else:
+            engine = self._reading()
+            self._by_hand = True
+            self._store(position_of(engine, moment_of(engine, position)), always=True)
+
+    def _store(self, position: Position, *, refresh: bool = False, always: bool = False) -> None:
+        """Store how far a named consumer has come, where it has come any further.
+
+        Args:
+            position: what it has passed.
+            refresh: also tell that it was here, if that was told long ago.
+            always: whatever there is to store.
+        """
+        if self._key is None:
+            return
+        engine = self._reading()
+        now_ms = max(0, int(engine.clock() * 1000))
+        with self._lock:
+            if not always:
+                old_ms = REFRESHED_AGE * engine.options.changes_kept * 1000
+                stored = self._stored
+                is_old = refresh and stored is not None and stored.time_ms + old_ms < now_ms
+                if self._by_hand or not (self._moved or is_old) or engine.gate.is_mine():
+                    return
+            record = Record(*position, self._piece[1].floor, now_ms)
+            engine.committer.commit((put(self._key, record),), full=False)
+            self._stored, self._moved = record, False
+            self._stored_at_s = time.monotonic()
+
+    # -- closing ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the iteration, on another thread too; what was handed out counts as passed.
+
+        From another thread than the one that iterates, the change that this one is busy with does
+        not count.
+        """
+        self._close(passed=self._thread in {0, threading.get_ident()})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close. After an exception, the change that was handed out last does not count."""
+        try:
+            self._close(passed=kind is None)
+        except KvsageError:
+            if kind is None:
+                raise
+
+    def _close(self, *, passed: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.interrupt()
+        if passed:
+            self._handle(self._position)
+        with contextlib.suppress(StoreClosedError):  # closed before its feed, and not changed
+            self._store(self._handled, refresh=True)
+
+    def interrupt(self) -> None:
+        """End the wait, if there is one: the store may have been closed."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+    def __del__(self) -> None:
+        watch = getattr(self, "_watch", None)
+        if watch is not None:
+            watch.close()
+
+
+class Values:
+    """Reads the values of changes, for one handle."""
+
+    __slots__ = ("_codec", "_owner", "_reading")
+
+    def __init__(self, reading: Callable[[], Engine], codec: Codec, owner: object) -> None:
+        self._reading = reading
+        self._codec = codec
+        self._owner = owner  # the handle, which closes the store when nobody holds it any more
+
+    def reader(self, position: Position, key: str, entry: LogEntry) -> Callable[[], Any]:
+        """What reads the value of a PUT."""
+        if not entry.flags & IS_CONTENT:
+            return partial(self._codec.decode, key, entry.flags, entry.value)
+        reference = entry.value[: CONTENT_KEY.size]
+        return partial(self._content, position, key, entry.flags, reference)
+
+    def _content(self, position: Position, key: str, flags: int, reference: bytes) -> Any:
+        place = Mismatch()
+        for _ in range(2):
+            engine = self._reading()
+            with engine.index.reading() as txn:
+                data = txn.get(reference, None, engine.index.contents)
+                row = None if data is None else decode_content_row(data)
+                # Written after the change: it has the hash and the number of one that is gone.
+                if row is None or row.seq > position.seq:
+                    raise ChangesLostError(
+                        f"the value of {key!r} at {position} is gone, because the key changed "
+                        "again: that later change is in the feed"
+                    )
+                try:
+                    raw, _ = View(engine, txn, 0).content(reference)
+                except Mismatch as mismatch:
+                    place = mismatch
+                    continue
+            return self._codec.decode(key, flags, raw)
+        segment, offset = place.args or (None, None)
+        raise CorruptionError(
+            f"the content of {key!r} is damaged", segment=segment, offset=offset
+        ) from place
+
+
+def _nothing() -> None:
+    """The value of a deletion."""
+
+
+def _checked_timeout(timeout: object) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(f"timeout is a number of seconds, or None, not {shown(timeout)}")
+    return float(timeout)
