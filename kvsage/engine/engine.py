@@ -184,7 +184,8 @@ class Engine:
                     self.reads = Reads(self.disk, self.path / "READS")
                 failed.pop_all()
         self.flusher.start()
-        self.upkeep.start()
+        if not self.options.readonly:
+            self.upkeep.start()
 
     def _refuse_foreign(self, *, create: bool) -> None:
         """Leave a directory that is no store, and will be none, as it is."""
@@ -557,6 +558,8 @@ def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, crea
                 raise ConfigError(f"{path} is open in this process with another clock or disk")
             engine.handles += 1
             engine.flusher.hasten(options.sync_interval)
+            if not options.readonly:
+                engine.upkeep.start()
             return engine
         engine = Engine(path.resolve(), options, disk, clock)
         engine.open(create=create)

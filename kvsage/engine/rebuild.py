@@ -43,7 +43,6 @@ from kvsage.index.segments import (
     drop_retired,
     get_floor,
     get_meta,
-    listed_segments,
     put_floor,
     put_meta,
     put_segment,
@@ -126,16 +125,19 @@ class Plan(NamedTuple):
         assert header is not None, "the newest is the newest with a header"
         return header
 
-    def listed(self, retires: Iterable[Retire]) -> list[tuple[LogFile, int]]:
+    def listed(
+        self, files: Iterable[ListedFile], retires: Iterable[Retire]
+    ) -> list[tuple[LogFile, int]]:
         """The files that count beside the active segment and where each ends, in their order.
 
         Args:
-            retires: what the RETIRE entries in the active segment say.
+            files: those that counted at some place in the active segment.
+            retires: what the RETIRE entries behind that place say.
 
         Raises:
             CorruptionError: a file that counts is missing, or its header does not check.
         """
-        ends = listed_after(self.header.files, retires)
+        ends = listed_after(files, retires)
         for segment in ends:
             if segment not in self.there:
                 raise CorruptionError(
@@ -471,6 +473,7 @@ def rebuild(engine: Engine, trust: Trust | None, *, fresh: bool) -> None:
             if not engine.checkpoint_path.exists():
                 raise
             meta, named = _build(engine, beside, plan, trust, fresh=fresh, from_checkpoint=False)
+            disk.unlink(engine.checkpoint_path)
     except BaseException:
         remove_index(disk, beside)
         raise
@@ -520,18 +523,13 @@ def _fill(
     engine: Engine, index: Index, plan: Plan, trust: Trust | None, *, fresh: bool
 ) -> tuple[Meta, set[int]]:
     """Apply the log to an index that is empty or a checkpoint's."""
-    with index.reading() as txn:
-        known = get_meta(txn)
-        rows = {} if known is None else dict(listed_segments(txn))
-    if known is not None:
-        _check_history(known, plan)
-        rows[known.segment] = filled(rows[known.segment], known)
+    known, rows, files, floor_seq = _look_before(index, plan)
     replay = Replay(engine.disk, index, engine.salt)
     read = {plan.newest.segment: replay.file(plan.newest, None, _start(plan.newest, known))}
     tail = read[plan.newest.segment].tail
     _check_clean_end(engine, plan, tail, trust)
-    floor_seq = max([plan.header.floor_seq, *(retire.floor_seq for retire in replay.retires)])
-    listed = plan.listed(replay.retires)
+    floor_seq = max([floor_seq, *(retire.floor_seq for retire in replay.retires)])
+    listed = plan.listed(files, replay.retires)
     for file, end in listed:
         if file.is_copy:
             if file.segment not in rows:
@@ -562,8 +560,46 @@ def _fill(
     return meta, named
 
 
-def _check_history(known: Meta, plan: Plan) -> None:
-    """Refuse a checkpoint of another history, or of a place that the log does not have."""
+class Before(NamedTuple):
+    """What is known before the log is read: nothing, or what a checkpoint says.
+
+    Attributes:
+        meta: of the checkpoint.
+        rows: its files.
+        files: what counts beside the active segment where the reading of that begins.
+        floor_seq: the floor there.
+    """
+
+    meta: Meta | None
+    rows: dict[int, SegmentRow]
+    files: tuple[ListedFile, ...]
+    floor_seq: int
+
+
+def _look_before(index: Index, plan: Plan) -> Before:
+    header = plan.header
+    with index.reading() as txn:
+        meta = get_meta(txn)
+        if meta is None:
+            return Before(None, {}, header.files, header.floor_seq)
+        rows = dict(all_segments(txn))
+        _check_history(meta, plan, rows)
+        rows[meta.segment] = filled(rows[meta.segment], meta)
+        if meta.segment < plan.newest.segment:
+            return Before(meta, rows, header.files, header.floor_seq)
+        # The reading begins in the active segment, behind what was retired in it before.
+        files = [ListedFile(s, row.end) for s, row in rows.items() if s != meta.segment]
+        return Before(meta, rows, tuple(files), get_floor(txn))
+
+
+def _check_history(known: Meta, plan: Plan, rows: dict[int, SegmentRow]) -> None:
+    """Refuse a checkpoint of another history, or of a place that the log does not have.
+
+    And one that was taken in the middle of a compaction (a backup may), since its rows lead to a
+    copy that the log may not name.
+    """
+    if known.segment not in rows or any(row.state != LISTED for row in rows.values()):
+        raise CorruptionError("the checkpoint was taken while the log was being compacted")
     began = plan.header.timelines
     of_its_seq = [t.timeline for t in began if t.after_seq < known.seq][-1:]
     # A timeline in which nothing was committed is listed no more.

@@ -111,8 +111,8 @@ class Upkeep:
     # -- the thread -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to look, unless the options say never."""
-        if self._interval_s <= WAIT_MOST_S:
+        """Begin to look, if nobody has begun yet and the options do not say never."""
+        if self._thread is None and self._interval_s <= WAIT_MOST_S:
             self._thread = EngineThread(target=self._run, name="kvsage-upkeep", daemon=True)
             self._thread.start()
 
