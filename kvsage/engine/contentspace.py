@@ -65,7 +65,8 @@ class ContentSpace:
         limit = self._preparer.codec.value_bytes_max
         if len(raw) > limit:
             raise ValueTooLargeError(
-                f"the content takes {len(raw)} bytes; at most {limit} (value_bytes_max) are stored"
+                f"the content takes {len(raw)} bytes; at most {limit} "
+                "(value_bytes_max, bytes_max) are stored"
             )
         content = self._preparer.content(raw)
         return address_of(engine.committer.keep_content(content, full=self._full))

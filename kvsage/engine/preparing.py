@@ -31,6 +31,9 @@ class Preparer:
     def __init__(self, engine: Engine, options: StoreOptions) -> None:
         self._engine = engine
         self.codec = Codec(options)
+        bytes_max = engine.options.bytes_max
+        if bytes_max is not None and bytes_max < self.codec.value_bytes_max:
+            self.codec.value_bytes_max = bytes_max  # more could not stay for a moment
         self.content_bytes_min = options.content_bytes_min
         self._level = options.compression_level
         default = options.ttl_default

@@ -19,6 +19,7 @@ from kvsage.index.keydir import ROW, StructError
 from kvsage.log.format import CHECKSUM_BYTES, CONTENT_KEY, ENTRY, ENTRY_BYTES, IS_CONTENT, PUT
 from kvsage.serialization import unpack
 from kvsage.store import KEY_BYTES_MAX, encode_key
+from kvsage.types import override
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
@@ -28,6 +29,7 @@ _encode = str.encode
 _row = ROW.unpack_from
 _header = ENTRY.unpack_from
 KEY_BYTES = CONTENT_KEY.size
+ABSENT = object()
 
 
 class Loader:
@@ -118,3 +120,19 @@ class Loader:
         if engine.closed:  # by another thread, meanwhile
             raise StoreClosedError("the store is closed")
         raise corruption(encoded, row, mismatch)
+
+
+class MarkingLoader(Loader):
+    """``load`` for one handle of a bounded store, which evicts what nobody reads."""
+
+    __slots__ = ()
+
+    @override
+    def load(self, key: str, default: Any = None) -> Any:
+        value = Loader.load(self, key, ABSENT)
+        if value is ABSENT:
+            return default
+        reads = self._engine.reads
+        if reads is not None:
+            reads.mark(_encode(key))
+        return value

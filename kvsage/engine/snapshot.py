@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvsage.engine.values import Codec
 
 FAR = 1 << 62
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Found(NamedTuple):
@@ -200,12 +201,17 @@ class EngineSnapshot(Snapshot):
 
     def find(self, key: bytes) -> Found | None:
         """A key's value as it lies in the log; None where it is absent."""
+        reads = self._engine.reads
         with self._lock:
             view = self._open()
             row = None
             try:
                 row = view.row(key)
-                return None if row is None else view.fetch(key, row)
+                if row is None:
+                    return None
+                if reads is not None:
+                    reads.mark(key)
+                return view.fetch(key, row)
             except Mismatch as error:
                 raise corruption(key, row, error) from error
             except LmdbError as error:

@@ -46,7 +46,7 @@ class Codec:
         if len(data) > self.value_bytes_max:
             raise ValueTooLargeError(
                 f"the value of {key!r} takes {len(data)} bytes; at most {self.value_bytes_max} "
-                "(value_bytes_max) are stored"
+                "(value_bytes_max, bytes_max) are stored"
             )
         return codec, data
 
