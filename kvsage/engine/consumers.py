@@ -6,13 +6,14 @@ A consumer that has not passed a deletion holds it back from compaction, for as 
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import contextlib
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine.changes import refuse_lost, whole_seq
 from kvsage.engine.commit import STORED, Operation
 from kvsage.engine.content import Mismatch
+from kvsage.engine.snapshot import EPOCH, instant
 from kvsage.errors import ChangesLostError, ConfigError, CorruptionError
 from kvsage.index.keydir import SYSTEM, StructError, decode_row
 from kvsage.log.format import BY_USER, BYTES, DELETE, PUT
@@ -103,21 +104,29 @@ def drop(engine: Engine, name: object) -> bool:
     return engine.committer.commit((operation,), full=True)[0]
 
 
-def _records(engine: Engine, txn: Txn) -> Iterator[tuple[str, Record]]:
+def _rows(engine: Engine, txn: Txn) -> Iterator[tuple[bytes, bytes]]:
     cursor = txn.cursor(engine.index.system)
     found = cursor.set_range(CONSUMER_ROOT)
     while found and cursor.key().startswith(CONSUMER_ROOT):
-        key, data = cursor.item()
-        yield key[len(CONSUMER_ROOT) :].decode(), _decode(engine, key, data)
+        yield cursor.item()
         found = cursor.next()
+
+
+def _readable(engine: Engine, txn: Txn) -> Iterator[Record]:
+    """Those that can be read: what is damaged must begin anew, and waits for nothing."""
+    for key, data in _rows(engine, txn):
+        with contextlib.suppress(CorruptionError):
+            yield _decode(engine, key, data)
 
 
 def consumers(engine: Engine, txn: Txn) -> dict[str, Consumer]:
     """Every consumer by its name."""
-    return {
-        name: Consumer(record.position, datetime.fromtimestamp(record.time_ms / 1000, UTC))
-        for name, record in _records(engine, txn)
-    }
+    found = {}
+    for key, data in _rows(engine, txn):
+        record = _decode(engine, key, data)
+        time = instant(record.time_ms) or EPOCH
+        found[key[len(CONSUMER_ROOT) :].decode()] = Consumer(record.position, time)
+    return found
 
 
 def oldest_needed(engine: Engine, txn: Txn) -> int | None:
@@ -128,7 +137,7 @@ def oldest_needed(engine: Engine, txn: Txn) -> int | None:
     """
     since_ms = (engine.clock() - engine.options.changes_kept) * 1000
     needed = []
-    for _, record in _records(engine, txn):
+    for record in _readable(engine, txn):
         if record.time_ms < since_ms or record.timeline != engine.timeline_of(record.seq):
             continue
         try:

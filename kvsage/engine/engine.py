@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.commit import Committer
+from kvsage.engine.consumers import oldest_needed
 from kvsage.engine.content import Mismatch, RawCache, decompress
 from kvsage.engine.flusher import EngineThread, Flusher
 from kvsage.engine.metrics import Metrics
@@ -452,8 +453,8 @@ class Engine:
 
     def deletes_needed_after(self, txn: Txn) -> int:
         """The seq after which somebody who follows the changes still needs every deletion."""
-        del txn
-        return FAR
+        needed_seq = oldest_needed(self, txn)
+        return FAR if needed_seq is None else needed_seq
 
     # -- versions ---------------------------------------------------------------------------
 

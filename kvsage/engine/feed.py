@@ -16,7 +16,6 @@ import math
 import threading
 import time
 from collections import deque
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -30,7 +29,7 @@ from kvsage.engine.changes import (
 )
 from kvsage.engine.consumers import Record, consumer_key, find, put
 from kvsage.engine.content import Mismatch
-from kvsage.engine.snapshot import View, bounds, instant
+from kvsage.engine.snapshot import EPOCH, View, bounds, instant
 from kvsage.errors import (
     ChangesLostError,
     ConfigError,
@@ -57,7 +56,6 @@ Since: TypeAlias = "Position | str | tuple[int, int] | int | None"
 Reason: TypeAlias = Literal["user", "expired", "evicted"]
 
 REASONS: dict[int, Reason] = {BY_USER: "user", EXPIRED: "expired", EVICTED: "evicted"}
-EPOCH = datetime.fromtimestamp(0, UTC)
 STORE_PAUSE_S = 0.5
 LOOK_LEAST_S = 0.001
 """A write to the index can be noticed a moment before a new transaction sees what it wrote."""
@@ -106,7 +104,7 @@ class ChangeFeed:
         # One value, so that an interrupt finds either all of a piece here or nothing of it.
         self._piece: tuple[deque[Change], Stand, bool] = (deque(), stand, False)
         self._position = self._handled = position_of(reading(), stand.passed)
-        if self._key is not None and (self._stored is None or request.since is not None):
+        if self._key is not None and self._stored is None:
             self._store(self._position, always=True)
 
     def _begin(self, request: Request) -> tuple[Stand, Record | None]:
@@ -117,8 +115,10 @@ class ChangeFeed:
         """
         engine, since, floor = self._reading(), request.since, 0
         with engine.index.reading() as txn:
-            stored = None if self._key is None else find(engine, txn, self._key)
-            if since is None and stored is not None:
+            stored = None
+            if self._key is not None and since is None:
+                stored = find(engine, txn, self._key)
+            if stored is not None:
                 since, floor = stored.position, stored.floor
             with self._named():
                 passed = moment_of(engine, since)
