@@ -1,8 +1,9 @@
 """``verify``: every byte of the log that holds commits is read and checked.
 
-It reads what was committed when it began; writers go on meanwhile. ``deep`` also checks that the
-index says exactly what the log says: every row leads to its entry, every key leads to its newest
-entry, contents are whole and their references counted right.
+It reads what was committed when it began; writers and compaction go on meanwhile. ``deep`` also
+checks that the index says exactly what the log says: every row leads to its entry, every key leads
+to its newest entry, contents are whole and their references counted right, files are as full as
+their rows say; and that the checkpoint, if there is one, is whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from kvsage.engine.checkpoint import find_damage
 from kvsage.engine.content import Mismatch, content_hash, decode_content
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row
@@ -23,10 +25,14 @@ from kvsage.log.format import (
     CONTENT_KEY,
     CONTENT_REF,
     DELETE,
+    ENTRY_BYTES,
+    ENTRY_KIND_AT,
     IS_CONTENT,
     KINDS,
+    ORIGIN,
     ORIGINS,
     PUT,
+    RETIRE,
     FileKind,
     decode_entry,
     split_entries,
@@ -58,12 +64,15 @@ class Check:
         self._newest: dict[bytes, tuple[int, int, int, int]] = {}  # key: seq, kind, segment, offset
         self._live_bytes: Counter[int] = Counter()
         self._entry_bytes: Counter[int] = Counter()
+        self._last_seq: Counter[int] = Counter()
+        self._listed: set[int] = set()
 
     def run(self) -> VerifyReport:
         """The report."""
         meta = get_meta(self._txn)
         assert meta is not None
         rows = list(all_segments(self._txn))
+        self._listed = {segment for segment, _ in rows}
         for segment, row in rows:
             end = meta.offset if segment == meta.segment else row.end
             try:
@@ -75,9 +84,13 @@ class Check:
                 self._rows()
                 self._contents()
                 self._expiry()
+                self._retired()
             except (LmdbError, CorruptionError) as error:
                 self._problem(f"the index cannot be read: {error}")
-            self._accounts(rows)
+            self._accounts(rows, meta)
+            damage = find_damage(self._engine)
+            if damage:
+                self._problem(damage)
         return VerifyReport(
             tuple(self._problems),
             self._segments,
@@ -126,11 +139,32 @@ class Check:
         self._batches += 1
         self._entry_bytes[segment] += batch.header.length
         at = batch.offset + BATCH_BYTES
+        if kind == FileKind.SEGMENT:
+            self._last_seq[segment] = batch.header.seq
         try:
-            for offset, framed in split_entries(batch.body, batch.header.entries):
+            for number, (offset, framed) in enumerate(
+                split_entries(batch.body, batch.header.entries)
+            ):
                 self._entry(segment, at + offset, framed, batch, kind)
+                self._place_in_batch(segment, at + offset, framed, (number, batch, kind))
         except CorruptionError as error:
             self._problem(str(error), segment, batch.offset)
+
+    def _place_in_batch(
+        self, segment: int, at: int, framed: bytes, where: tuple[int, Batch, int]
+    ) -> None:
+        """A batch of a copy begins with the origins of the rest; a RETIRE stands alone."""
+        number, batch, kind = where
+        entry_kind, others = framed[ENTRY_KIND_AT], batch.header.entries - 1
+        leads = kind == FileKind.COPY and number == 0
+        if leads and entry_kind != ORIGINS:
+            self._problem("a batch of a copy does not say where its entries came from", segment, at)
+        elif entry_kind == ORIGINS and not leads:
+            self._problem("origins stand where no origins belong", segment, at)
+        elif entry_kind == ORIGINS and len(framed) != ENTRY_BYTES + others * ORIGIN.size:
+            self._problem("origins are those of another number of entries", segment, at)
+        elif entry_kind == RETIRE and (others or kind != FileKind.SEGMENT):
+            self._problem("a retirement does not stand alone in a batch of a segment", segment, at)
 
     def _entry(self, segment: int, at: int, framed: bytes, batch: Batch, kind: int) -> None:
         self._entries += 1
@@ -138,6 +172,7 @@ class Check:
         if entry is None or entry.kind not in KINDS:
             self._problem("an entry does not check", segment, at)
             return
+        self._last_seq[segment] = max(self._last_seq[segment], entry.seq)
         if kind == FileKind.SEGMENT and entry.seq != batch.header.seq:
             self._problem("an entry bears another number than its batch", segment, at, entry.key)
         if entry.kind == ORIGINS:
@@ -164,12 +199,13 @@ class Check:
         """Every row leads to the newest entry of its key, and every newest entry has its row."""
         index = self._engine.index
         self._references: Counter[bytes] = Counter()
-        retired = all_retired(self._txn)
+        # Deletions that compaction drops are forgotten after their files were retired.
+        forgetting = {file for file, (_, done) in all_retired(self._txn).items() if not done}
         for db, kind in ((index.keydir, PUT), (index.system, PUT), (index.tombstones, DELETE)):
             for key, data in self._txn.cursor(db):
                 row = decode_row(data)
-                if kind == DELETE and row.segment in retired:
-                    continue  # a deletion that compaction dropped and is about to forget
+                if kind == DELETE and row.segment in forgetting:
+                    continue
                 self._live_bytes[row.segment] += row.length
                 newest = self._newest.pop(key, None)
                 # By seq: while a compaction is under way, an entry stands in two places.
@@ -213,6 +249,8 @@ class Check:
                 continue
             if entry.kind != CONTENT:
                 self._problem("a content's row leads to something else", *where)
+            elif row.segment not in self._listed:
+                self._problem("a content's row leads to a file that does not count", *where)
         for key in references:
             self._problem(f"the content {key[:16].hex()} is missing")
 
@@ -230,9 +268,25 @@ class Check:
         for expiry in there:
             self._problem("an expiry belongs to no key", key=expiry[8:])
 
-    def _accounts(self, rows: list[tuple[int, SegmentRow]]) -> None:
-        """Dead bytes are what is not live."""
+    def _retired(self) -> None:
+        """No file both counts and was retired."""
+        for segment in sorted(self._listed & all_retired(self._txn).keys()):
+            self._problem("a file that was retired is listed", segment)
+
+    def _accounts(self, rows: list[tuple[int, SegmentRow]], meta: Meta) -> None:
+        """Dead bytes are what is not live, and files that are sealed as full as their rows say."""
+        if self._problems:
+            return
         for segment, row in rows:
-            dead = self._entry_bytes[segment] - self._live_bytes[segment]
-            if not self._problems and dead != row.dead_bytes:
+            entry_bytes = self._entry_bytes[segment]
+            dead = entry_bytes - self._live_bytes[segment]
+            if dead != row.dead_bytes:
                 self._problem(f"{row.dead_bytes} dead bytes are counted; there are {dead}", segment)
+            last_seq = self._last_seq[segment] or row.after_seq
+            found = (entry_bytes, last_seq)
+            if segment != meta.segment and (row.entry_bytes, row.last_seq) != found:
+                self._problem(
+                    f"a file is said to hold {row.entry_bytes} bytes of entries up to seq "
+                    f"{row.last_seq}; it holds {entry_bytes} up to {last_seq}",
+                    segment,
+                )

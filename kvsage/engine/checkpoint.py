@@ -114,16 +114,40 @@ def read_trailer(disk: Disk, path: Path) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     try:
-        size = disk.size(fd)
-        data = disk.read(fd, CHECKPOINT.size, max(0, size - TRAILER_BYTES))
+        return _trailer(disk, fd)
     finally:
         disk.close(fd)
+
+
+def _trailer(disk: Disk, fd: int) -> Checkpoint:
+    size = disk.size(fd)
+    data = disk.read(fd, CHECKPOINT.size, max(0, size - TRAILER_BYTES))
     if len(data) == CHECKPOINT.size:
         magic, version, _, _, *said = CHECKPOINT.unpack(data)
         checkpoint = Checkpoint._make(said)
         if (magic, version) == (MAGIC, VERSION) and checkpoint.index_bytes == size - TRAILER_BYTES:
             return checkpoint
     raise CorruptionError("the checkpoint is damaged")
+
+
+def find_damage(engine: Engine) -> str:
+    """What is wrong with the store's checkpoint, all of it read; empty where nothing is."""
+    disk = engine.disk
+    try:
+        fd = disk.open(engine.checkpoint_path)
+    except FileNotFoundError:
+        return ""
+    try:
+        said = _trailer(disk, fd)
+        covered = said.index_bytes + CHECKPOINT.size
+        whole = _checksum(disk, fd, covered) == disk.read(fd, CHECKSUM_BYTES, covered)
+    except CorruptionError as error:
+        return str(error)
+    finally:
+        disk.close(fd)
+    if not whole:
+        return "the checkpoint is damaged"
+    return "" if said.uuid == engine.identity.uuid else "the checkpoint is that of another store"
 
 
 def unpack_checkpoint(engine: Engine, directory: Path) -> bool:

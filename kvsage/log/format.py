@@ -229,6 +229,7 @@ def decode_header(data: bytes) -> tuple[SegmentHeader, int] | None:
 ENTRY = Struct("<QQQIHBB")  # checksum, seq, expires ms, value length, key length, kind, flags
 ENTRY_BODY = Struct("<QQIHBB")  # the same without the checksum, as the writer packs it
 ENTRY_BYTES = 32
+ENTRY_KIND_AT = 30
 assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
 
 PUT, DELETE, CONTENT, RETIRE, ORIGINS = 1, 2, 3, 4, 5
