@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kvsage.engine.compaction import Compacted
     from kvsage.engine.engine import Engine
 
+DELETIONS_LEAST = 10_000
 CHECKPOINT_BYTES = 64 << 20  # of log since the last one, or twice the index if that is more
 WAIT_MOST_S = 3600.0
 
@@ -106,6 +107,7 @@ class Upkeep:
         self._thread: EngineThread | None = None
         self.lock = UpkeepLock(engine)
         self.last_error: KvsageError | None = None
+        self._deletions_left = 0  # when everything was compacted last
         self._damaged: set[int | None] = set()  # files that did not check when they were compacted
 
     # -- the thread -------------------------------------------------------------------------
@@ -163,8 +165,7 @@ class Upkeep:
             if held:
                 compaction.finish(engine, pace)
                 self._sweep_and_evict(pace)
-                while sources := compaction.choose(engine, self._damaged):
-                    self._compact(sources, pace)
+                while self._compact_next(pace):
                     self._reclaim()
                     engine.weigh()
                 self._reclaim()
@@ -176,7 +177,7 @@ class Upkeep:
         with engine.index.reading() as txn:
             if all_retired(txn) or any(row.state == JOINING for _, row in all_segments(txn)):
                 return True
-        if sweep.is_due(engine) or eviction.is_due(engine):
+        if sweep.is_due(engine) or eviction.is_due(engine) or self._deletions_due():
             return True
         return bool(compaction.choose(engine, self._damaged)) or self._checkpoint_due()
 
@@ -205,6 +206,37 @@ class Upkeep:
         took_s = time.perf_counter() - began_s
         reclaimed = done.bytes_before - done.bytes_after
         self._engine.metrics.compacted(done.bytes_after, reclaimed, took_s)
+        return done
+
+    def _compact_next(self, pace: Pace) -> bool:
+        """Compact what should be next; whether anything was to be done."""
+        if self._deletions_due():
+            return bool(self._compact_everything(pace))
+        sources = compaction.choose(self._engine, self._damaged)
+        if sources:
+            self._compact(sources, pace)
+        return bool(sources)
+
+    def _deletions_due(self) -> bool:
+        """Whether so many deletions are kept that it is worth compacting what they may hide.
+
+        One record that is dead in an old file keeps every later deletion from being dropped, so
+        without this a store with much coming and going would grow by its deletions for ever. Where
+        a consumer of the changes still waits for them, the next time is when they have doubled.
+        """
+        index = self._engine.index
+        with index.reading() as txn:
+            kept, keys = (int(txn.stat(db)["entries"]) for db in (index.tombstones, index.keydir))
+        return kept > max(DELETIONS_LEAST, keys // 4, 2 * self._deletions_left)
+
+    def _compact_everything(self, pace: Pace) -> list[Compacted]:
+        """Compact every sealed file that holds garbage or deletions."""
+        engine = self._engine
+        if engine.checkpoint_path.exists():
+            self.checkpoint_held()  # no deletion is kept for an old one's sake
+        done = [self._compact(group, pace) for group in compaction.everything(engine)]
+        with engine.index.reading() as txn:
+            self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
         return done
 
     def _reclaim(self) -> int:
@@ -246,9 +278,7 @@ class Upkeep:
             self._sweep_and_evict(pace)
             before = self._log_bytes()
             compaction.seal(engine)
-            if engine.checkpoint_path.exists():
-                self.checkpoint_held()  # so that no deletion is kept for the old one's sake
-            done = [self._compact(group, pace) for group in compaction.everything(engine)]
+            done = self._compact_everything(pace)
             waiting = self._reclaim()
             if self._checkpoint_due():
                 self.checkpoint_held()
