@@ -1,5 +1,6 @@
 """Every kind of problem that ``verify`` can report, each made once and reported for what it is."""
 
+import math
 import random
 
 import pytest
@@ -10,7 +11,17 @@ from kvsage.index.contents import decode_content_row, encode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import CONTENT_ROOT, ROW, decode_row
-from kvsage.index.segments import add_dead, get_meta, put_meta
+from kvsage.index.segments import (
+    JOINING,
+    add_dead,
+    forgotten,
+    get_meta,
+    get_segment,
+    listed_segments,
+    put_meta,
+    put_retired,
+    put_segment,
+)
 from kvsage.log.format import (
     BATCH_BYTES,
     BYTES,
@@ -18,15 +29,22 @@ from kvsage.log.format import (
     CONTENT_HEAD,
     CONTENT_KEY,
     IS_CONTENT,
+    ORIGIN,
+    ORIGINS,
     PUT,
+    RETIRE,
+    FileKind,
+    LogEntry,
+    Retire,
     decode_entry,
     encode_batch,
     encode_entry,
+    encode_retire,
     place,
     split_entries,
 )
 from kvsage.log.reader import SegmentReader
-from kvsage.log.segment import segment_path
+from kvsage.log.segment import read_header, segment_path
 from kvsage.types import Problem
 
 TEXT = b"to be or not to be, that is the question. " * 200
@@ -281,6 +299,216 @@ def test_a_content_that_is_not_what_it_says(store, flags, value, message):
 
     at = rewrite_last(store, change) + BATCH_BYTES
     assert problems(store, deep=False) == [Problem(message, 1, at)]
+
+
+# -- copies, retired files, checkpoints ----------------------------------------------------------
+
+
+@pytest.fixture
+def compacted(new_store):
+    """One copy, with deletions and contents in it, and an active segment."""
+    store = new_store(segment_bytes_max=1 << 16, upkeep_interval=math.inf)
+    for number in range(12):
+        store.save(f"k{number:02}", random.Random(number).randbytes(9000))
+        store.save(f"k{number:02}", f"newer {number}")
+    store.delete("k03")
+    store.save("text", TEXT, ttl=60)
+    assert store.compact().files_compacted
+    store.save("after", 1)
+    assert problems(store) == []
+    return store
+
+
+def files_of(store):
+    """Rows of the files that count: of the copy and of the active segment."""
+    with store._engine.index.reading() as txn:
+        rows = dict(listed_segments(txn))
+    (copy,) = [segment for segment, row in rows.items() if row.kind == FileKind.COPY]
+    return copy, rows[copy]
+
+
+def rewrite_copy(store, change):
+    """Put batches that check in the place of a copy's, with other bodies; where the first stands.
+
+    Args:
+        store: whose copy.
+        change: gives the entries of a batch for those that are there.
+    """
+    engine = store._engine
+    segment, row = files_of(store)
+    fd = engine.files.fd(segment)
+    chain = read_header(engine.disk, fd, engine.identity.uuid)[1]
+    reader = SegmentReader(engine.disk, fd, segment, engine.salt)
+    offset, pieces = row.start, []
+    for batch in list(reader.batches(row.start, chain, 0, row.end)):
+        framed = split_entries(batch.body, batch.header.entries)
+        entries = change([decode_entry(entry) for _, entry in framed])
+        header = batch.header._replace(entries=len(entries), chain=chain)
+        body, seed = joined(entries), place(engine.salt, segment, offset)
+        chain, head, rest = encode_batch(header, body, seed)
+        pieces += [head, rest]
+        offset += len(head) + len(rest)
+    engine.disk.write(fd, pieces, row.start)
+    engine.disk.truncate(fd, offset)
+    with engine.index.writing() as txn:
+        put_segment(txn, segment, row._replace(end=offset))
+    return segment, row.start + BATCH_BYTES
+
+
+def test_a_copy_without_origins(compacted):
+    segment, at = rewrite_copy(compacted, lambda entries: entries[1:])
+    expected = "a batch of a copy does not say where its entries came from"
+    assert problems(compacted, deep=False) == [Problem(expected, segment, at)]
+
+
+@pytest.mark.parametrize("change", [lambda value: value[ORIGIN.size :], lambda value: value + b"x"])
+def test_origins_of_another_number_of_entries(compacted, change):
+    def shorten(entries):
+        return [entries[0]._replace(value=change(entries[0].value)), *entries[1:]]
+
+    segment, at = rewrite_copy(compacted, shorten)
+    expected = "origins are those of another number of entries"
+    assert problems(compacted, deep=False) == [Problem(expected, segment, at)]
+
+
+def test_origins_behind_another_entry(compacted):
+    rewrite_copy(compacted, lambda entries: [*entries, entries[0]])
+    assert messages(compacted, deep=False) == [
+        "origins are those of another number of entries",
+        "origins stand where no origins belong",
+    ]
+
+
+def test_origins_in_a_segment(store):
+    store.save("last", 1)
+    seq = meta_of(store).seq
+    at = rewrite_last(store, lambda _: joined([LogEntry(seq, 0, ORIGINS, 0, b"", b"")]))
+    expected = Problem("origins stand where no origins belong", 1, at + BATCH_BYTES)
+    assert problems(store, deep=False) == [expected]
+
+
+def test_a_retirement_beside_another_entry(store):
+    store.save("last", 1)
+    retire = LogEntry(meta_of(store).seq, 0, RETIRE, 0, b"", encode_retire(Retire(0, 0, 0, (77,))))
+    at = rewrite_last(store, lambda e: joined([retire, e[0]]), entries=2) + BATCH_BYTES
+    expected = "a retirement does not stand alone in a batch of a segment"
+    assert problems(store, deep=False) == [Problem(expected, 1, at)]
+
+
+def test_a_retirement_in_a_copy(compacted):
+    value = encode_retire(Retire(0, 0, 0, (77,)))
+    retire = LogEntry(1, 0, RETIRE, 0, b"", value)
+    origins = LogEntry(0, 0, ORIGINS, 0, b"", ORIGIN.pack(0, 0))
+    segment, at = rewrite_copy(compacted, lambda _: [origins, retire])
+    expected = "a retirement does not stand alone in a batch of a segment"
+    offset = at + len(encode_entry(origins))
+    assert problems(compacted, deep=False) == [Problem(expected, segment, offset)]
+
+
+@pytest.mark.parametrize("field", ["entry_bytes", "last_seq"])
+def test_a_file_that_holds_more_than_its_row_says(compacted, field):
+    segment, row = files_of(compacted)
+    wrong = row._replace(**{field: getattr(row, field) - 1})
+    with compacted._engine.index.writing() as txn:
+        put_segment(txn, segment, wrong)
+    assert problems(compacted, deep=False) == []
+    expected = (
+        f"a file is said to hold {wrong.entry_bytes} bytes of entries up to seq {wrong.last_seq}; "
+        f"it holds {row.entry_bytes} up to {row.last_seq}"
+    )
+    assert problems(compacted) == [Problem(expected, segment)]
+
+
+def test_a_sealed_segment_that_holds_less_than_its_row_says(two_files):
+    with two_files._engine.index.writing() as txn:
+        row = get_segment(txn, 1)
+        put_segment(txn, 1, row._replace(entry_bytes=row.entry_bytes + 8))
+    (problem,) = problems(two_files)
+    assert problem.segment == 1
+    assert problem.message.startswith(f"a file is said to hold {row.entry_bytes + 8} bytes")
+
+
+def test_a_copy_that_rows_lead_to_and_no_retirement_names(compacted):
+    """Compaction is under way: its entries stand in two places, and no row is wrong."""
+    segment, row = files_of(compacted)
+    with compacted._engine.index.writing() as txn:
+        put_segment(txn, segment, row._replace(state=JOINING))
+    assert problems(compacted) == []
+
+
+def retired_with_deletion(compacted, *, forgotten_too):
+    """Let the file of a deletion count no more, as compaction does that drops it."""
+    compacted.delete("k05")
+    with compacted._engine.index.writing() as txn:
+        row = decode_row(txn.get(b"k05", db=compacted._engine.index.tombstones))
+        elsewhere = ROW.pack(*row._replace(segment=99))
+        txn.put(b"k05", elsewhere, db=compacted._engine.index.tombstones)
+        put_retired(txn, 99)
+        if forgotten_too:
+            forgotten(txn, [99])
+
+
+def test_a_deletion_that_is_yet_to_be_forgotten(compacted):
+    """Its own entry is in the log as well here, so the row alone is what is missing."""
+    retired_with_deletion(compacted, forgotten_too=False)
+    assert messages(compacted) == ["a key's newest entry is missing from tombstones"]
+
+
+def test_a_deletion_that_should_have_been_forgotten(compacted):
+    retired_with_deletion(compacted, forgotten_too=True)
+    assert messages(compacted) == [NOT_ITS_ENTRY]
+
+
+def test_a_retired_file_that_is_listed(compacted):
+    segment, row = files_of(compacted)
+    with compacted._engine.index.writing() as txn:
+        put_retired(txn, segment)
+        put_segment(txn, segment, row)
+    assert problems(compacted) == [Problem("a file that was retired is listed", segment)]
+
+
+def test_a_content_in_a_file_that_does_not_count(compacted):
+    segment, _ = files_of(compacted)
+    with compacted._engine.index.writing() as txn:
+        put_retired(txn, segment)
+    found = problems(compacted)
+    content = next(iter(contents_of(compacted).values()))
+    expected = "a content's row leads to a file that does not count"
+    assert Problem(expected, segment, content.offset) in found
+
+
+def test_a_checkpoint_that_is_whole(compacted):
+    compacted._engine.upkeep.checkpoint()
+    assert compacted._engine.checkpoint_path.exists()
+    assert problems(compacted) == []
+
+
+@pytest.mark.parametrize("offset", [0, 5000, -1, -9, -20, -40, -55])
+def test_a_checkpoint_that_is_damaged(compacted, offset):
+    compacted._engine.upkeep.checkpoint()
+    path = compacted._engine.checkpoint_path
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+    assert problems(compacted, deep=False) == []
+    assert messages(compacted) == ["the checkpoint is damaged"]
+
+
+@pytest.mark.parametrize("length", [0, 7, 55, 56, 5000])
+def test_a_checkpoint_that_is_cut(compacted, length):
+    compacted._engine.upkeep.checkpoint()
+    path = compacted._engine.checkpoint_path
+    path.write_bytes(path.read_bytes()[:length])
+    assert messages(compacted) == ["the checkpoint is damaged"]
+
+
+def test_a_checkpoint_of_another_store(compacted, new_store):
+    other = new_store("other")
+    other.save("k", 1)
+    other._engine.upkeep.checkpoint()
+    data = other._engine.checkpoint_path.read_bytes()
+    compacted._engine.checkpoint_path.write_bytes(data)
+    assert messages(compacted) == ["the checkpoint is that of another store"]
 
 
 # -- the index against the log ------------------------------------------------------------------
