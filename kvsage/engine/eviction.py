@@ -23,6 +23,7 @@ from kvsage.engine.commit import Operation
 from kvsage.engine.pace import UNPACED, Pace
 from kvsage.engine.rotation import filled
 from kvsage.engine.sweep import BATCH_KEYS, sweep
+from kvsage.errors import CorruptionError
 from kvsage.index.keydir import ROW, SYSTEM
 from kvsage.index.segments import Meta, SegmentRow, get_meta, listed_segments
 from kvsage.log.format import BATCH_BYTES, DELETE, ENTRY_BYTES, EVICTED, ORIGIN, PUT, FileKind
@@ -107,6 +108,7 @@ class _Pass:
     def __init__(self, engine: Engine, reads: Reads, pace: Pace) -> None:
         assert engine.options.bytes_max is not None
         self._engine = engine
+        self._upkeep = engine.upkeep
         self._reads = reads
         self._pace = pace
         self._bytes_max = engine.options.bytes_max
@@ -143,7 +145,7 @@ class _Pass:
         if active.end > max(self._engine.segment_limit, self._bytes_max - self._goal):
             compaction.seal(self._engine)  # one commit that holds more than its share
             rows[meta.segment] = active
-        return sorted(rows)
+        return sorted(rows.keys() - self._upkeep.damaged)
 
     def _used(self) -> int:
         """What the log would take with all garbage, framing and deletions out of it."""
@@ -169,10 +171,14 @@ class _Pass:
     def _visit(self, segment: int, spared: set[int]) -> None:
         """Evict what was not read, until enough is free."""
         self._visited.add(segment)
-        for operations in self._unread(segment, spared):
-            self._remove(operations)
-            if self._used() <= self._goal:
-                break
+        try:
+            for operations in self._unread(segment, spared):
+                self._remove(operations)
+                if self._used() <= self._goal:
+                    break
+        except CorruptionError:
+            self._upkeep.damaged.add(segment)  # the next pass goes on without it
+            raise
 
     def _unread(self, segment: int, spared: set[int]) -> Iterator[list[Operation]]:
         """Evictions of a file's keys that bear no mark, in batches; the marks that were met."""
@@ -208,9 +214,9 @@ class _Pass:
         """Compact what was visited, then whatever shrinks most, until the log is small enough."""
         _, rows = _files(self._engine)
         for group in self._groups(s for s in sorted(self._visited) if rows[s].dead_bytes):
-            compaction.compact_files(self._engine, group, self._pace)
+            self._upkeep.compact_held(group, self._pace)
         while self._is_large() and (worth := self._worth()):
-            compaction.compact_files(self._engine, next(self._groups(worth)), self._pace)
+            self._upkeep.compact_held(next(self._groups(worth)), self._pace)
         if self._is_large() and self._buried_bytes > self._bytes_max * BURIED_SHARE:
             self._dig_up()
 
@@ -220,9 +226,10 @@ class _Pass:
     def _worth(self) -> list[int]:
         """The sealed files that would shrink, by how much."""
         meta, rows = _files(self._engine)
-        del rows[meta.segment]
-        gain = {segment: _shrinks_by(row) for segment, row in rows.items()}
-        worth = [s for s, row in rows.items() if gain[s] > (row.end - row.start) * WORTH_SHARE]
+        left = rows.keys() - self._upkeep.damaged - {meta.segment}
+        gain = {segment: _shrinks_by(rows[segment]) for segment in left}
+        size = {segment: rows[segment].end - rows[segment].start for segment in left}
+        worth = [segment for segment in left if gain[segment] > size[segment] * WORTH_SHARE]
         return sorted(worth, key=lambda segment: gain[segment], reverse=True)
 
     def _groups(self, segments: Iterable[int]) -> Iterator[list[int]]:
@@ -244,8 +251,8 @@ class _Pass:
         engine = self._engine
         compaction.seal(engine)
         if engine.checkpoint_path.exists():
-            engine.upkeep.checkpoint_held()  # else deletions would be kept for the old one's sake
+            self._upkeep.checkpoint_held()  # else deletions would be kept for the old one's sake
         for group in compaction.everything(engine):
             if not self._is_large():
                 return
-            compaction.compact_files(engine, group, self._pace)
+            self._upkeep.compact_held(group, self._pace)

@@ -108,7 +108,7 @@ class Upkeep:
         self.lock = UpkeepLock(engine)
         self.last_error: KvsageError | None = None
         self._deletions_left = 0  # when everything was compacted last
-        self._damaged: set[int | None] = set()  # files that did not check when they were compacted
+        self.damaged: set[int | None] = set()  # files that did not check when they were compacted
 
     # -- the thread -------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Upkeep:
                 return True
         if sweep.is_due(engine) or eviction.is_due(engine) or self._deletions_due():
             return True
-        return bool(compaction.choose(engine, self._damaged)) or self._checkpoint_due()
+        return bool(compaction.choose(engine, self.damaged)) or self._checkpoint_due()
 
     def _sweep_and_evict(self, pace: Pace) -> int:
         return sweep.sweep(self._engine, pace) + eviction.evict(self._engine, pace)
@@ -196,12 +196,13 @@ class Upkeep:
 
     # -- its parts --------------------------------------------------------------------------
 
-    def _compact(self, sources: list[int], pace: Pace) -> Compacted:
+    def compact_held(self, sources: list[int], pace: Pace) -> Compacted:
+        """Compact some files and count it; the lock is held."""
         began_s = time.perf_counter()
         try:
             done = compaction.compact_files(self._engine, sources, pace)
         except CorruptionError as error:
-            self._damaged |= {error.segment} & {*sources}  # the others go on without it
+            self.damaged |= {error.segment} & {*sources}  # the others go on without it
             raise
         took_s = time.perf_counter() - began_s
         reclaimed = done.bytes_before - done.bytes_after
@@ -212,9 +213,9 @@ class Upkeep:
         """Compact what should be next; whether anything was to be done."""
         if self._deletions_due():
             return bool(self._compact_everything(pace))
-        sources = compaction.choose(self._engine, self._damaged)
+        sources = compaction.choose(self._engine, self.damaged)
         if sources:
-            self._compact(sources, pace)
+            self.compact_held(sources, pace)
         return bool(sources)
 
     def _deletions_due(self) -> bool:
@@ -234,7 +235,7 @@ class Upkeep:
         engine = self._engine
         if engine.checkpoint_path.exists():
             self.checkpoint_held()  # no deletion is kept for an old one's sake
-        done = [self._compact(group, pace) for group in compaction.everything(engine)]
+        done = [self.compact_held(group, pace) for group in compaction.everything(engine)]
         with engine.index.reading() as txn:
             self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
         return done
