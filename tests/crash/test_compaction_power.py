@@ -10,7 +10,6 @@ read with the help of the checkpoint and without it.
 """
 
 import contextlib
-import math
 import os
 import random
 import shutil
@@ -20,16 +19,13 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_128_hexdigest
 
-from kvsage import KvsageError, LMDBStore, options
-from kvsage.engine import compaction, rebuild, upkeep
+from kvsage import KvsageError, LMDBStore
 from kvsage.engine.pace import Pace
-from kvsage.index.env import Index
 from kvsage.index.keydir import CONTENT_ROOT
-from kvsage.index.segments import all_retired, listed_segments
 from kvsage.log.format import CONTENT_KEY
-from kvsage.log.segment import list_files
 from tests.support.clock import FakeClock
 from tests.support.power import PowerCut, PowerDisk, Unhurried, put
+from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left
 
 PARTS = 8
 HISTORIES = int(
@@ -38,22 +34,12 @@ HISTORIES = int(
 )
 FIRST_SEED = int(os.environ.get("KVSAGE_POWER_SEED") or 1)
 KEYS = "abcdef"
-TEXTS = {random.Random(seed).randbytes(90 + 60 * seed): f"text {seed}" for seed in range(4)}
 CHECKPOINT = Path("index.checkpoint")
 
 
 @pytest.fixture(autouse=True)
 def everything_is_small(monkeypatch):
-    """A few entries make a segment, and each step of a compaction moves only some."""
-    monkeypatch.setattr(options, "SEGMENT_BYTES_LEAST", 1)
-    monkeypatch.setattr(Index, "sync", lambda _: None)  # it never survives
-    monkeypatch.setattr(rebuild, "CHUNK", 5)
-    monkeypatch.setattr(upkeep, "CHECKPOINT_BYTES", 6000)
-    monkeypatch.setattr(compaction, "CHUNK", 3)
-    monkeypatch.setattr(compaction, "BATCH_BYTES_MAX", 300)
-    monkeypatch.setattr(compaction, "STEP_LOOK", 1)
-    monkeypatch.setattr(compaction, "STEP_S", 0)
-    monkeypatch.setattr(compaction, "WORTH_BYTES", 200)
+    make_small(monkeypatch)
 
 
 class Interrupting(Pace):
@@ -74,7 +60,7 @@ class History:
         self.root = root
         self.chance = random.Random(seed)
         self.clock = FakeClock()
-        self.lives = 0
+        self.lives = self.images = 0
         self.path = root / "0"
         self.numbers = count()
         self.states = [{}]  # after each commit: value and expiry by key, and content by address
@@ -83,15 +69,9 @@ class History:
         LMDBStore(self.path, **self.options(Unhurried())).close()
 
     def options(self, disk, durability="full"):
-        return {
-            "durability": durability,
-            "disk": disk,
-            "clock": self.clock,
-            "sync_interval": 3600,
-            "upkeep_interval": math.inf,
-            "content_bytes_min": 64,
-            "segment_bytes_max": self.chance.choice((900, 1500, 3000)),
-        }
+        limit = self.chance.choice((900, 1500, 3000))
+        chosen = {"durability": durability, "segment_bytes_max": limit}
+        return OPTIONS | chosen | {"disk": disk, "clock": self.clock}
 
     def run(self):
         for _ in range(self.chance.randrange(1, 4)):
@@ -265,7 +245,8 @@ class History:
 
     def look_at(self, image):
         """What an image holds."""
-        path = self.root / "image"
+        self.images += 1
+        path = self.root / f"image{self.images}"
         put(image, path)
         found = {}
         with LMDBStore(path, **self.options(Unhurried())) as store:
@@ -289,16 +270,9 @@ class History:
     def finish(self):
         """In the end the work is done, and nothing lies about."""
         with LMDBStore(self.path, **self.options(Unhurried())) as store:
-            report = store.compact()
-            assert report.files_waiting == 0
+            assert store.compact().files_waiting == 0
+            nothing_left(store)
             assert store.verify(deep=True).problems == ()
-            engine = store._engine
-            with engine.index.reading() as txn:
-                assert not all_retired(txn)
-                listed = {segment for segment, _ in listed_segments(txn)}
-            assert set(list_files(engine.disk, engine.log_path)) == listed
-            assert len(list((self.path / "log").iterdir())) == len(listed)
-        assert not list(self.path.rglob("*.tmp"))
 
 
 def named(state):
