@@ -503,11 +503,7 @@ def _forget_some(index: Index, txn: Txn, keys: Iterable[bytes], files: Collectio
 
 def finish(engine: Engine, pace: Pace) -> None:
     """Finish or undo what a compactor left that died. The caller holds the compaction lock."""
-    behind_gate(engine, lambda: None)  # its RETIRE may be in the log and not in the index yet
-    with engine.index.reading() as txn:
-        rows = dict(all_segments(txn))
-        retired = all_retired(txn)
-    _remove_unnamed(engine, rows.keys() | retired.keys())
+    rows, retired = behind_gate(engine, lambda: _tidy(engine))
     for segment, row in rows.items():
         if row.state == JOINING:
             _finish_joining(engine, segment, row, pace)
@@ -516,19 +512,26 @@ def finish(engine: Engine, pace: Pace) -> None:
         _forget(engine, _tombstones_in(engine, left, pace), left, pace)
 
 
-def _remove_unnamed(engine: Engine, named: Collection[int]) -> None:
-    """Remove copies that no row leads to, and files that were being written.
+def _tidy(engine: Engine) -> tuple[dict[int, SegmentRow], dict[int, tuple[int, int]]]:
+    """Remove files that nothing names; the rows of those that count and of those that were retired.
 
-    The caller is the only one who writes copies and checkpoints.
+    Behind the gate nobody makes a segment, and the caller is the only one who makes copies and
+    checkpoints. A RETIRE that a dead compactor left in the log is in the index by now.
     """
     disk = engine.disk
+    with engine.index.reading() as txn:
+        meta = get_meta(txn)
+        assert meta is not None
+        rows, retired = dict(all_segments(txn)), all_retired(txn)
     for segment, path in list_files(disk, engine.log_path).items():
-        if path.suffix == ".cpy" and segment not in named:
+        is_copy = path.suffix == ".cpy"
+        if segment not in rows and segment not in retired and (is_copy or segment < meta.segment):
             disk.unlink(path)
     for name in disk.names(engine.log_path):
-        if name.endswith(".cpy.tmp"):
+        if name.endswith(".tmp"):
             disk.unlink(engine.log_path / name)
     disk.unlink(engine.checkpoint_path.with_name("index.checkpoint.tmp"))
+    return rows, retired
 
 
 def _finish_joining(engine: Engine, segment: int, row: SegmentRow, pace: Pace) -> None:

@@ -29,6 +29,7 @@ _encode = str.encode
 _row = ROW.unpack_from
 _header = ENTRY.unpack_from
 KEY_BYTES = CONTENT_KEY.size
+LOOKS = 5
 ABSENT = object()
 
 
@@ -100,8 +101,8 @@ class Loader:
             raise StoreClosedError("the store is closed")
         if engine.inherited:
             engine.reopen()
-        row, mismatch = None, Mismatch()
-        for attempt in range(2):
+        row, mismatch, mismatches = None, Mismatch(), 0
+        for attempt in range(LOOKS):
             try:
                 with engine.index.reading() as txn:
                     view = View(engine, txn, engine.clock() * 1000)
@@ -110,10 +111,12 @@ class Loader:
                         return default
                     found = view.fetch(encoded, row)
             except Mismatch as error:
-                mismatch = error
+                mismatch, mismatches = error, mismatches + 1
+                if mismatches > 1:
+                    break
                 continue
             except StoreUnavailableError:  # another thread grew the map, which ends transactions
-                if attempt:
+                if attempt == LOOKS - 1:
                     raise
                 continue
             return self._codec.decode(key, found.flags, found.data)
