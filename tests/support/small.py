@@ -17,8 +17,6 @@ OPTIONS = {
     "segment_bytes_max": 2000,
 }
 TAKEN = "INDEX.tmp"  # written over when INDEX is next replaced, at a clean close at the latest
-    "INDEX.tmp"  # it is written over when INDEX is next replaced, at a clean close at the latest
-)
 TEXTS = {random.Random(seed).randbytes(90 + 60 * seed): f"text {seed}" for seed in range(4)}
 
 
