@@ -43,6 +43,7 @@ VERBS = {
     "info": Place("Store", "health", "Show what a store holds and what it costs."),
     "verify": Place("Store", "health", "Check every byte of a store."),
     "repair": Place("Store", "health", "Rebuild what can be rebuilt of a damaged store."),
+    "backup": Place("Store", "backups", "Make, check and restore backups of a store."),
 }
 
 EXIT_CODES = """\b

@@ -179,7 +179,9 @@ class Site:
                 f"{target} is not empty and holds no store (it has {min(strange or names)!r})"
             )
         if not overwrite:
-            raise BackupError(f"there is a store at {target} already: only overwriting replaces it")
+            raise BackupError(
+                f"there is a store at {target} already: say that it may be overwritten"
+            )
         self._hold_store()
         return True
 
