@@ -410,6 +410,7 @@ class Committer:
         limit = engine.segment_limit
         if meta.offset + room > limit and meta.last:
             meta = begin_segment(engine, txn, meta)
+            engine.weigh()
             engine.upkeep.wake()
         fd = engine.files.fd(meta.segment)
         size = make_room(engine.disk, fd, meta.offset + room, limit)

@@ -11,7 +11,7 @@ from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
-from kvsage.engine.reading import Loader
+from kvsage.engine.reading import Loader, MarkingLoader
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
 from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
@@ -100,7 +100,8 @@ class LMDBStore(TransactionalStore):
         self._full = self.options.durability == "full"
         self._preparer = Preparer(self._engine, self.options)
         self._codec = self._preparer.codec
-        self._loader = Loader(self._engine, self._codec)
+        loader = Loader if self._engine.reads is None else MarkingLoader
+        self._loader = loader(self._engine, self._codec)
         self._load = self._loader.load
 
     @override
@@ -204,6 +205,8 @@ class LMDBStore(TransactionalStore):
             self._look_again()
         if self.options.readonly:
             raise ReadOnlyStoreError(f"{self.path} was opened for reading")
+        if self._engine.pressure:
+            self._engine.ease()
         return self._engine
 
     def _save(self, key: str, value: Any, ttl: TTL | None, require: int) -> bool:
@@ -335,14 +338,15 @@ class LMDBStore(TransactionalStore):
         """Remove every key that has expired, as the background does by itself; how many.
 
         Nobody sees a difference but in the space: an expired key is absent for every verb anyway.
+        A store over its ``bytes_max`` then evicts what was not read lately, which counts too.
 
         Raises:
             ReadOnlyStoreError, StoreLockedError, StoreFullError, StoreUnavailableError,
             PoisonedError: what is left is removed by the next sweep.
         """
-        from kvsage.engine import sweep
+        from kvsage.engine.pace import Pace
 
-        return sweep.sweep(self._writing())
+        return self._writing().upkeep.sweep(Pace())
 
     def compact(self) -> CompactionReport:
         """Move every record that is live out of log files that hold garbage, and remove those.
