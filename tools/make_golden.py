@@ -2,13 +2,14 @@
 
     python tools/make_golden.py tests/format/golden
 
-Writes ``<format>/`` (``KVSAGE`` and the log, nothing else) and ``<format>.json`` (what is in it).
-A golden store is made once, when its format is new, and never again: made anew it would only prove
-that a kvsage reads what it writes itself. Clock and random numbers are fixed.
+Writes ``<format>/`` (``KVSAGE``, the log and a checkpoint, nothing else) and ``<format>.json``
+(what is in it). A golden store is made once, when its format is new, and never again: made anew it
+would only prove that a kvsage reads what it writes itself. Clock and random numbers are fixed.
 """
 
 import argparse
 import json
+import math
 import random
 import secrets
 import shutil
@@ -22,6 +23,8 @@ from uuid import UUID
 from xxhash import xxh3_128_digest
 
 from kvsage import LMDBStore, Serializer
+from kvsage.engine import compaction
+from kvsage.engine.pace import UNPACED
 from kvsage.fs import POSIX
 from kvsage.log import format as fmt
 from kvsage.log.reader import SegmentReader
@@ -30,7 +33,7 @@ from kvsage.log.segment import inspect, segment_path
 NOW_S = 1_767_225_600.0  # the first second of 2026
 TEXT = "What an agent must not forget, it writes down; what it wrote down, it finds again. " * 20
 NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(20))))  # compresses to no less
-OPTIONS = {"clock": lambda: NOW_S, "content_bytes_min": 256}
+OPTIONS = {"clock": lambda: NOW_S, "content_bytes_min": 256, "upkeep_interval": math.inf}
 
 VALUES = {
     "none": None,
@@ -61,7 +64,11 @@ VALUES = {
 
 
 def make(store_path: Path) -> None:
-    """The store. Its two segments are two timelines: the second begins where an index was lost."""
+    """The store. Its first segment is compacted; the second begins where an index was lost.
+
+    The checkpoint is older than the compaction, so whoever begins from it also reads the copy. The
+    file that was compacted is still there, and does not count.
+    """
     with LMDBStore(store_path, **OPTIONS) as store:
         store.save_many(VALUES)
         for name in ("deleted", "expired", "evicted", "comes back", "replaced"):
@@ -87,10 +94,14 @@ def make(store_path: Path) -> None:
         with store.transaction() as tx:
             tx.touch("expiring", 7200)
             tx.delete("content/noise")
+        engine = store._engine  # noqa: SLF001  # compacts this file alone
+        engine.upkeep.checkpoint()
+        compaction.compact_files(engine, [1], UNPACED)
+        store.save("after compaction", 1)
 
 
 def append_what_the_engine_does_not_write(store_path: Path) -> None:
-    """One batch of entries that format 1 has and this kvsage reads, but writes nowhere (yet)."""
+    """One batch of entries that format 1 has and that take more than a store to come about."""
     identity = fmt.decode_identity((store_path / "KVSAGE").read_bytes())
     path = segment_path(store_path / "log", 1)
     file = inspect(POSIX, 1, path, identity.uuid)
@@ -103,7 +114,6 @@ def append_what_the_engine_does_not_write(store_path: Path) -> None:
         fmt.LogEntry(seq, 0, fmt.PUT, fmt.JSON, b"json", json_value),
         fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EXPIRED, b"expired", b""),
         fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EVICTED, b"evicted", b""),
-        fmt.LogEntry(seq, 0, fmt.RETIRE, 0, b"", fmt.RETIRE_BODY.pack(77, 0)),
     ]
     body = b"".join(map(fmt.encode_entry, entries))
     flushed = last.header.seq
@@ -129,7 +139,14 @@ def describe(store: LMDBStore) -> dict[str, object]:
         }
     address = store.content.put(TEXT + "put")
     contents = {address: store.content.get(address).decode()}
-    return {"now": NOW_S, "commits": store.stats().commits, "keys": entries, "contents": contents}
+    commits, batches = store.stats().commits, store.verify().batches
+    return {
+        "now": NOW_S,
+        "commits": commits,
+        "batches": batches,
+        "keys": entries,
+        "contents": contents,
+    }
 
 
 def main() -> None:
@@ -148,6 +165,7 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         shutil.copy(made / "KVSAGE", target)
+        shutil.copy(made / "index.checkpoint", target)
         shutil.copytree(made / "log", target / "log")
         with LMDBStore(made, format="pickle", **OPTIONS) as store:
             description = describe(store)

@@ -154,6 +154,7 @@ class Repair:
         self._lost: dict[bytes, int] = {}  # keys that lost their newest value: its seq
         self._buried: dict[bytes, int] = {}  # keys whose deletion was lost: its seq
         self._retires: list[Retire] = []
+        self._last_seq = self._last_n = 0  # of the entry carried last
         self._kept = self._bytes_lost = self._seq = self._chain = self._floor_seq = 0
         self._timelines: tuple[Timeline, ...] = ()
         self._saved_to: Path | None = None
@@ -314,12 +315,12 @@ class Repair:
         return self._carry(Piece(framed, from_start=True), file, batch.header.time_ms)
 
     def _carry(self, piece: Piece, file: LogFile, time_ms: int) -> list[Carried]:
-        """The entries that hold data, with what they were of their commit; 0 where unknown.
+        """The entries that hold data, with which one of their commit they were and when that was.
 
         Args:
             piece: the entries of a batch in their order.
             file: where they stand.
-            time_ms: when the batch was committed, or 0.
+            time_ms: when the batch was committed, or 0 where that is unknown.
         """
         carried = []
         origins: list[tuple[int, int]] = []
@@ -333,10 +334,13 @@ class Repair:
                 said = decode_retire(entry.value)
                 self._retires += [] if said is None else [said]
             elif entry.kind in {PUT, DELETE, CONTENT}:
+                # What is unknown is counted on, so that a file stays sorted by seq and n.
+                n, when = self._last_n + 1 if entry.seq == self._last_seq else 0, time_ms
                 if file.is_copy:
-                    n, when = (origins[number - 1 : number] or [(0, 0)])[0]
-                else:
-                    n, when = (number if piece.from_start else 0), time_ms
+                    n, when = (origins[number - 1 : number] or [(n, 0)])[0]
+                elif piece.from_start:
+                    n = number
+                self._last_seq, self._last_n = entry.seq, n
                 carried.append(Carried(data, n, when))
                 self._note(entry)
         return carried

@@ -373,6 +373,22 @@ def test_a_copy_that_repair_makes_keeps_where_its_entries_came_from(store_path):
     assert batches(store_path, again)[0].judged_seq == header.after_seq
 
 
+def test_entries_behind_lost_bytes_are_counted_on_in_order(store_path):
+    """Which one of its commit an entry was is unknown there; the order of the file is not."""
+    file = segments(store_path)[1]
+    hit = next(b for b in batches(store_path, file)[1] if b.header.entries == 4)
+    places = [offset for offset, _ in split_entries(hit.body, 4)]
+    harm(file, hit.offset + BATCH_BYTES + places[1] + 20, 12)  # its lengths, kind and flags
+    LMDBStore.repair(store_path, clock=clock)
+    (copy,) = files(store_path, "*.cpy")
+    found = [
+        (n, key) for seq, n, _, _, key, _ in entries(store_path, copy) if seq == hit.header.seq
+    ]
+    assert found == [(0, b"m0"), (1, b"m2"), (2, b"m3")]
+    everything = [entry[:2] for entry in entries(store_path, copy)]
+    assert everything == sorted(set(everything))
+
+
 def test_two_damaged_batches_cost_two_entries(store_path):
     before = contents(store_path)
     file = segments(store_path)[-1]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from kvsage import LMDBStore, Serializer
+from kvsage.engine import rebuild
+from kvsage.engine.checkpoint import unpack_checkpoint
 from kvsage.errors import KeyNotFoundError, SerializationError
 from kvsage.fs import POSIX
 from kvsage.log import format as fmt
@@ -33,10 +35,12 @@ def expected(golden):
     return json.loads(golden.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def open_copy(golden, expected, tmp_path):
+@pytest.fixture(params=["from the checkpoint", "from the log"])
+def open_copy(golden, expected, tmp_path, request):
     """Opens the same copy each time, at the time of the store or later."""
     shutil.copytree(golden, tmp_path / "store")
+    if request.param == "from the log":
+        (tmp_path / "store" / "index.checkpoint").unlink()
 
     def open_(*, later_s=0, **options):
         return LMDBStore(tmp_path / "store", clock=lambda: expected["now"] + later_s, **options)
@@ -67,7 +71,7 @@ def test_everything_in_it_is_read(open_copy, expected):
         assert store.stats().commits == expected["commits"]
         report = store.verify(deep=True)
         assert report.problems == ()
-        assert report.batches == expected["commits"]
+        assert report.batches == expected["batches"]
 
 
 def test_what_was_deleted_expired_or_evicted_stays_away(open_copy):
@@ -111,18 +115,33 @@ def test_it_goes_on_from_there(open_copy, expected):
         assert store.verify(deep=True).ok
 
 
-def test_it_holds_the_log_and_nothing_that_can_be_derived(golden):
-    assert sorted(path.name for path in golden.iterdir()) == ["KVSAGE", "log"]
-    assert sum(path.stat().st_size for path in golden.rglob("*")) < 20_000
+def test_it_holds_the_log_and_a_checkpoint_and_nothing_else(golden):
+    assert sorted(path.name for path in golden.iterdir()) == ["KVSAGE", "index.checkpoint", "log"]
+    assert sum(path.stat().st_size for path in golden.rglob("*")) < 60_000
+
+
+def test_its_checkpoint_is_used(open_copy, monkeypatch):
+    """A damaged one would be passed over in silence."""
+    used = []
+
+    def unpack(engine, directory):
+        used.append(unpack_checkpoint(engine, directory))
+        return used[-1]
+
+    monkeypatch.setattr(rebuild, "unpack_checkpoint", unpack)
+    with open_copy() as store:
+        there = store._engine.checkpoint_path.exists()
+        assert used == [there]
 
 
 def test_it_holds_one_of_everything():
     log = GOLDEN / "1" / "log"
     identity = fmt.decode_identity((GOLDEN / "1" / "KVSAGE").read_bytes())
-    seen = set()
+    seen, headers = set(), []
     files = list_files(POSIX, log)
     for segment, path in files.items():
         file = inspect(POSIX, segment, path, identity.uuid)
+        headers.append(file.header)
         fd = POSIX.open(path)
         reader = SegmentReader(POSIX, fd, segment, identity.salt)
         for batch in reader.batches(file.start, file.chain, file.header.after_seq):
@@ -131,8 +150,9 @@ def test_it_holds_one_of_everything():
                 seen.add((entry.kind, entry.flags))
                 seen.add(("expires", entry.expires_ms > 0))
         POSIX.close(fd)
-    assert len(files) == 2
-    assert len(file.header.timelines) == 2
+    assert [header.kind for header in headers] == [1, 1, 2]
+    assert [len(header.timelines) for header in headers] == [1, 2, 0]
+    assert [file.segment for file in headers[2].files] == [1]
     codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
     contents = (fmt.MSGPACK, fmt.STR, fmt.BYTES)
     assert seen == {
@@ -141,6 +161,7 @@ def test_it_holds_one_of_everything():
         *((fmt.DELETE, why) for why in (fmt.BY_USER, fmt.EXPIRED, fmt.EVICTED)),
         *((fmt.CONTENT, how) for how in (fmt.STORED_RAW, fmt.STORED_ZSTD)),
         (fmt.RETIRE, 0),
+        (fmt.ORIGINS, 0),
         ("expires", True),
         ("expires", False),
     }
@@ -155,4 +176,8 @@ def test_the_script_makes_such_a_store(tmp_path):
         for entry in description["keys"].values():
             del entry["stored_size"]
     assert made == known
-    assert {path.name for path in (tmp_path / str(fmt.FORMAT)).iterdir()} == {"KVSAGE", "log"}
+    assert {path.name for path in (tmp_path / str(fmt.FORMAT)).iterdir()} == {
+        "KVSAGE",
+        "index.checkpoint",
+        "log",
+    }
