@@ -203,22 +203,38 @@ def read_on(engine: Engine, txn: Txn, prefix: bytes, stand: Stand) -> Piece:
         earliest = (0 if row.kind == FileKind.COPY else row.after_seq, 0)
         bound, place = stand.files.get(segment, (earliest, None))
         files.append(_File(wanted, Listed(segment, row), bound, place))
+    if _merge(files, piece):
+        piece.at_end = True
+        piece.passed = max(piece.passed, (meta.seq, COMMIT_END))
+    stands = {file.listed.segment: (file.bound, file.place) for file in files}
+    piece.stand = Stand(piece.passed, floor, stands)
+    return piece
+
+
+def _merge(files: list[_File], piece: Piece) -> bool:
+    """Fill a piece from files, in order; whether nothing is left in them.
+
+    Raises:
+        CorruptionError: the very next batch does not check.
+    """
+    began = piece.passed
     waiting = files.copy()
     heapq.heapify(waiting)
     while waiting and not piece.is_full():
         file = waiting[0]
         if file.found is not None:
             piece.take(file.found)
-        if file.step():
+        try:
+            more = file.step()
+        except CorruptionError:
+            if piece.passed == began:
+                raise
+            return False  # first what is before the damage; the next piece begins with it
+        if more:
             heapq.heapreplace(waiting, file)
         else:
             heapq.heappop(waiting)
-    if not waiting:
-        piece.at_end = True
-        piece.passed = max(piece.passed, (meta.seq, COMMIT_END))
-    stands = {file.listed.segment: (file.bound, file.place) for file in files}
-    piece.stand = Stand(piece.passed, floor, stands)
-    return piece
+    return not waiting
 
 
 class Listed(NamedTuple):
@@ -315,6 +331,9 @@ class _File:
         place = self.place or self._beginning(fd)
         while place.offset < row.end:
             header = self._batch(reader, place)
+            if header is None:
+                place = self._behind_damage(reader, place)
+                continue
             before = place.before
             if row.kind == FileKind.COPY or passed < (header.seq, header.entries):
                 for found in self._in_batch(reader, header, place):
@@ -334,16 +353,27 @@ class _File:
         header, chain, start = found
         return Place(start, chain, header.after_seq, 0, 0, (0, 0))
 
-    def _batch(self, reader: SegmentReader, place: Place) -> BatchHeader:
+    @staticmethod
+    def _batch(reader: SegmentReader, place: Place) -> BatchHeader | None:
         """The header of the batch at a place, all of the batch checked unless it was before."""
         if place.entry:
-            header = reader.header_at(place.offset)
-        else:
-            batch = next(reader.batches(place.offset, place.chain, place.number), None)
-            header = None if batch is None else batch.header
-        if header is None:
-            raise self._damaged("a batch does not check", place.offset)
-        return header
+            return reader.header_at(place.offset)
+        batch = next(reader.batches(place.offset, place.chain, place.number), None)
+        return None if batch is None else batch.header
+
+    def _behind_damage(self, reader: SegmentReader, place: Place) -> Place:
+        """The first batch behind one that does not check, where all in between was passed before.
+
+        Raises:
+            CorruptionError: something in between was not passed, or may not have been.
+        """
+        row, passed = self.listed.row, self._wanted.passed
+        if row.kind == FileKind.SEGMENT:
+            behind = next(reader.later_batches(place.offset), None)
+            if behind is not None and behind.header.seq - 1 <= whole_seq(passed):
+                header = behind.header
+                return Place(behind.offset, header.chain, header.seq - 1, 0, 0, place.before)
+        raise self._damaged("a batch does not check", place.offset)
 
     def _in_batch(
         self, reader: SegmentReader, header: BatchHeader, place: Place
