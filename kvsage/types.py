@@ -278,20 +278,81 @@ class CompactionReport:
 
 @dataclass(frozen=True, slots=True)
 class SegmentStats:
-    """One file of the log: its id, size, and the bytes in it that nothing refers to any more."""
+    """One file of the log.
+
+    Attributes:
+        segment: its id; a later file has a higher one.
+        bytes: bytes of its commits, their framing included.
+        live_bytes: bytes of records in it that something refers to.
+        dead_bytes: bytes of records in it that nothing refers to any more.
+        state: ``active`` (new commits go there), ``sealed``, ``copy`` (made by compaction), or
+            ``joining`` (a copy that takes the place of others when its compaction ends).
+    """
 
     segment: int
     bytes: int
+    live_bytes: int
     dead_bytes: int
-    state: Literal["active", "sealed", "copy"]
+    state: Literal["active", "sealed", "copy", "joining"]
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderStats:
-    """One slot of the index's reader table."""
+    """One slot of the index's reader table.
+
+    Attributes:
+        pid: the process.
+        transaction: the number of the index's commit that it reads at, or None while it is idle.
+        behind: how many commits of the index have been made since; None while it is idle. A commit
+            of the store makes one; compaction and upkeep make some of their own. While a reader
+            stays, nothing that it may see is given back.
+    """
 
     pid: int
     transaction: int | None
+    behind: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStats:
+    """What this process has done to a store since it opened it, background work included.
+
+    Attributes:
+        batches: commits appended to the log.
+        operations: changes of keys in them.
+        flushes: flushes of the log.
+        flush_ms_p50: half of the last 1,024 flushes took no longer, milliseconds; None before one.
+        flush_ms_p99: 99 % of them took no longer.
+        flush_ms_max: the longest of them.
+        swept: keys removed because they had expired.
+        evicted: keys removed to keep the log under ``bytes_max``.
+        compactions: copies made, each in place of some files.
+        compaction_bytes_copied: bytes written for them.
+        compaction_bytes_reclaimed: by how many bytes they made the log smaller.
+        compaction_s: seconds that they took, the rests included that they leave to others.
+        checkpoints: checkpoints written.
+        upkeep_error: what the last look of the background failed with, or None.
+    """
+
+    batches: int
+    operations: int
+    flushes: int
+    flush_ms_p50: float | None
+    flush_ms_p99: float | None
+    flush_ms_max: float | None
+    swept: int
+    evicted: int
+    compactions: int
+    compaction_bytes_copied: int
+    compaction_bytes_reclaimed: int
+    compaction_s: float
+    checkpoints: int
+    upkeep_error: str | None
+
+    @property
+    def operations_per_batch(self) -> float | None:
+        """How many changes went together on average; None before the first."""
+        return self.operations / self.batches if self.batches else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,22 +361,31 @@ class StoreStats:
 
     Attributes:
         keys: keys that are there, expired ones that no sweep has removed yet included.
+        expired: how many of them have expired.
+        tombstones: deletions that are kept, since an older value may still stand in the log.
         contents: distinct contents stored.
         content_references: how many keys and addresses refer to them.
         content_bytes: bytes of those contents before compression, each counted once.
         content_stored_bytes: bytes of those contents on disk.
         logical_bytes: bytes of content as its references see it: before compression and sharing.
         log_bytes: bytes of log that hold commits, zero-filled space ahead of the tail left out.
-        live_bytes: bytes of log still referred to.
-        dead_bytes: bytes of log that nothing refers to.
+        live_bytes: bytes of records that something refers to, deletions that are kept included.
+        dead_bytes: bytes of records that nothing refers to. The rest of the log is framing.
         disk_bytes: bytes that all files of the store take, index included.
         index_bytes: bytes of the index.
+        checkpoint_bytes: bytes of the checkpoint; 0 where there is none.
+        checkpoint_seq: number of the last commit that the checkpoint knows, or None.
         commits: sequence number of the last commit.
+        files_waiting: files of the log that compaction has replaced and that go when no reader can
+            look into them any more.
         segments: the files of the log.
         readers: open read transactions of all processes.
+        process: what this process has done.
     """
 
     keys: int
+    expired: int
+    tombstones: int
     contents: int
     content_references: int
     content_bytes: int
@@ -326,9 +396,24 @@ class StoreStats:
     dead_bytes: int
     disk_bytes: int
     index_bytes: int
+    checkpoint_bytes: int
+    checkpoint_seq: int | None
     commits: int
+    files_waiting: int
     segments: tuple[SegmentStats, ...]
     readers: tuple[ReaderStats, ...]
+    process: ProcessStats
+
+    @property
+    def dedup_ratio(self) -> float | None:
+        """What sharing saves: bytes of content as keys see them, over bytes of distinct content."""
+        return self.logical_bytes / self.content_bytes if self.content_bytes else None
+
+    @property
+    def compression_ratio(self) -> float | None:
+        """What compression saves: bytes of distinct content, over what they take on disk."""
+        stored = self.content_stored_bytes
+        return self.content_bytes / stored if stored else None
 
 
 @dataclass(frozen=True, slots=True)

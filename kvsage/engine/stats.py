@@ -1,65 +1,156 @@
-"""What a store holds and what it costs, from one read of the index."""
+"""What a store holds and what it costs, from one read of the index.
+
+All of it is there to be read but the figures of the contents, over which it walks: half a second
+of computing for a million of them.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.index.contents import decode_content_row
-from kvsage.index.segments import all_segments, get_meta
+from kvsage.engine.checkpoint import read_trailer
+from kvsage.engine.metrics import percentile
+from kvsage.engine.rotation import filled
+from kvsage.engine.snapshot import View
+from kvsage.errors import CorruptionError
+from kvsage.index.contents import CONTENT_ROW
+from kvsage.index.keydir import StructError, damaged
+from kvsage.index.segments import (
+    JOINING,
+    Meta,
+    SegmentRow,
+    all_retired,
+    all_segments,
+    get_meta,
+)
 from kvsage.log.format import FileKind
-from kvsage.types import ReaderStats, SegmentStats, StoreStats
+from kvsage.types import ProcessStats, ReaderStats, SegmentStats, StoreStats
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
+    from kvsage.index.env import Txn
 
 
 def collect(engine: Engine) -> StoreStats:
     """The figures, as of now."""
     index = engine.index
-    contents = references = content_bytes = stored_bytes = logical_bytes = 0
     with index.reading() as txn:
         meta = get_meta(txn)
         assert meta is not None
-        keys = int(txn.stat(index.keydir)["entries"])
-        for _, data in txn.cursor(index.contents):
-            row = decode_content_row(data)
-            contents += 1
-            references += row.references
-            content_bytes += row.raw_length
-            stored_bytes += row.length
-            logical_bytes += row.raw_length * row.references
-        segments = tuple(
-            SegmentStats(
-                segment,
-                (meta.offset if segment == meta.segment else row.end) - row.start,
-                row.dead_bytes,
-                "copy"
-                if row.kind == FileKind.COPY
-                else "active"
-                if segment == meta.segment
-                else "sealed",
-            )
-            for segment, row in all_segments(txn)
-        )
-    log_bytes = sum(segment.bytes for segment in segments)
-    dead_bytes = sum(segment.dead_bytes for segment in segments)
+        keys, tombstones = (int(txn.stat(db)["entries"]) for db in (index.keydir, index.tombstones))
+        expired = View(engine, txn, engine.clock() * 1000).expired_count()
+        contents = _contents(engine, txn)
+        segments = tuple(_segment(s, row, meta) for s, row in all_segments(txn))
+        files_waiting = len(all_retired(txn))
+    checkpoint_seq, checkpoint_bytes = _checkpoint(engine)
     return StoreStats(
         keys=keys,
-        contents=contents,
-        content_references=references,
-        content_bytes=content_bytes,
-        content_stored_bytes=stored_bytes,
-        logical_bytes=logical_bytes,
-        log_bytes=log_bytes,
-        live_bytes=log_bytes - dead_bytes,
-        dead_bytes=dead_bytes,
+        expired=expired,
+        tombstones=tombstones,
+        contents=contents.number,
+        content_references=contents.references,
+        content_bytes=contents.raw_bytes,
+        content_stored_bytes=contents.stored_bytes,
+        logical_bytes=contents.logical_bytes,
+        log_bytes=sum(segment.bytes for segment in segments),
+        live_bytes=sum(segment.live_bytes for segment in segments),
+        dead_bytes=sum(segment.dead_bytes for segment in segments),
         disk_bytes=disk_bytes(engine.path),
         index_bytes=disk_bytes(engine.index_path),
+        checkpoint_bytes=checkpoint_bytes,
+        checkpoint_seq=checkpoint_seq,
         commits=meta.seq,
+        files_waiting=files_waiting,
         segments=segments,
-        readers=tuple(ReaderStats(pid, transaction) for pid, transaction in index.readers()),
+        readers=_readers(engine),
+        process=_process(engine),
+    )
+
+
+class _Contents(NamedTuple):
+    number: int
+    references: int
+    raw_bytes: int
+    stored_bytes: int
+    logical_bytes: int
+
+
+def _contents(engine: Engine, txn: Txn) -> _Contents:
+    """Sums over the contents."""
+    number = references = raw_bytes = stored_bytes = logical_bytes = 0
+    unpack = CONTENT_ROW.unpack  # without a ContentRow for each: in a third of the time
+    try:
+        for data in txn.cursor(engine.index.contents).iternext(keys=False, values=True):
+            _, _, length, _, raw_length, held = unpack(data)
+            number += 1
+            references += held
+            raw_bytes += raw_length
+            stored_bytes += length
+            logical_bytes += raw_length * held
+    except StructError as error:
+        raise damaged(error) from error
+    return _Contents(number, references, raw_bytes, stored_bytes, logical_bytes)
+
+
+def _segment(segment: int, row: SegmentRow, meta: Meta) -> SegmentStats:
+    is_active = segment == meta.segment
+    whole = filled(row, meta) if is_active else row
+    return SegmentStats(
+        segment,
+        whole.end - whole.start,
+        whole.entry_bytes - whole.dead_bytes,
+        whole.dead_bytes,
+        "active"
+        if is_active
+        else "joining"
+        if row.state == JOINING
+        else "copy"
+        if row.kind == FileKind.COPY
+        else "sealed",
+    )
+
+
+def _readers(engine: Engine) -> tuple[ReaderStats, ...]:
+    newest = engine.index.last_transaction()
+    return tuple(
+        ReaderStats(pid, number, None if number is None else max(0, newest - number))
+        for pid, number in engine.index.readers()
+    )
+
+
+def _checkpoint(engine: Engine) -> tuple[int | None, int]:
+    """Up to which commit the checkpoint stands, and its bytes."""
+    try:
+        said = read_trailer(engine.disk, engine.checkpoint_path)
+    except CorruptionError:  # verify says so
+        said = None
+    try:
+        size = engine.checkpoint_path.stat().st_size
+    except FileNotFoundError:
+        size = 0
+    return None if said is None else said.seq, size
+
+
+def _process(engine: Engine) -> ProcessStats:
+    metrics, error = engine.metrics, engine.upkeep.last_error
+    times_ms = [seconds * 1000 for seconds in metrics.flush_times_s()]
+    return ProcessStats(
+        batches=metrics.batches,
+        operations=metrics.operations,
+        flushes=metrics.flushes,
+        flush_ms_p50=percentile(times_ms, 0.5),
+        flush_ms_p99=percentile(times_ms, 0.99),
+        flush_ms_max=percentile(times_ms, 1),
+        swept=metrics.swept,
+        evicted=metrics.evicted,
+        compactions=metrics.compactions,
+        compaction_bytes_copied=metrics.copied_bytes,
+        compaction_bytes_reclaimed=metrics.reclaimed_bytes,
+        compaction_s=metrics.compaction_s,
+        checkpoints=metrics.checkpoints,
+        upkeep_error=None if error is None else str(error),
     )
 
 
