@@ -182,10 +182,10 @@ class Committer:
         gate = engine.gate
         if gate.is_mine():
             gate.refuse_nested()
-        joins = False
+        joins = bool(gate.waiting)
         try:
             try:
-                if not gate.enter_now():
+                if joins or not gate.enter_now():
                     joins = True
                 elif not self._put(key, flags, data, expires_ms, full):
                     operation = Operation(key, PUT, flags, expires_ms, data)

@@ -106,14 +106,15 @@ class Group:
         """
         gate = self._engine.gate
         while True:
-            try:
+            if not gate.held:
                 try:
-                    if gate.enter_for(queued):
-                        self._lead()
+                    try:
+                        if gate.enter_for(queued):
+                            self._lead()
+                    finally:
+                        gate.leave()
                 finally:
                     gate.leave()
-            finally:
-                gate.leave()
             if queued.done:
                 return
             if not queued.sleep():

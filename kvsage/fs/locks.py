@@ -135,16 +135,22 @@ class WriterGate:
     more; whoever leaves lets go first and looks at ``waiting`` then. So one of the two sees the
     other, and no wake-up is lost. One that gives up wakes the first too, since it may have been
     woken itself.
+
+    Attributes:
+        waiting: who waits among the threads of this process, the first one first.
+        held: somebody is in who will look at ``waiting`` on leaving; who sees this after it has
+            appended itself may sleep.
+        is_mine: whether this thread is in, at least before the other threads of this process.
     """
 
     __slots__ = (
         "_gate",
-        "_held",
         "_next",
         "_queued",
         "_thread",
         "_timeout_s",
         "_turns",
+        "held",
         "is_mine",
         "waiting",
     )
@@ -158,10 +164,9 @@ class WriterGate:
             raise
         # A lock that knows its owner: leaving without having entered lets go nobody else's turn.
         self._thread = threading.RLock()
-        # Whether this thread is in, at least before the other threads of this process.
         self.is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # the standard library's conditions ask the same way
         self.waiting: deque[Waiter] = deque()
-        self._held = False  # somebody is in who will look at ``waiting`` on leaving
+        self.held = False
         self._timeout_s = timeout_s
         self._turns = 0
         self._queued = False  # NEXT may be held
@@ -211,7 +216,7 @@ class WriterGate:
         """
         if self.waiting or not self._thread.acquire(blocking=False):
             return False
-        self._held = True
+        self.held = True
         self._pass(None)
         return True
 
@@ -235,7 +240,7 @@ class WriterGate:
             return False
         if not self._thread.acquire(blocking=False):
             return False
-        self._held = True
+        self.held = True
         return True
 
     def late(self) -> StoreLockedError:
@@ -253,7 +258,7 @@ class WriterGate:
     def wake(self) -> None:
         """Wake the first who waits, unless somebody is in, who will."""
         waiting = self.waiting
-        if waiting and not self._held:
+        if waiting and not self.held:
             with contextlib.suppress(IndexError):  # it has left
                 waiting[0].wake()
 
@@ -289,7 +294,7 @@ class WriterGate:
                     flock(self._next.fd, LOCK_UN)
                     self._queued = False
                 flock(self._gate.fd, LOCK_UN)
-            self._held = False
+            self.held = False
             self._thread.release()
         if self.waiting:
             self.wake()
@@ -304,7 +309,7 @@ class WriterGate:
         if self._gate.fd >= 0:
             unlock(self._next.fd)
             unlock(self._gate.fd)
-        self._held = False
+        self.held = False
         self.wake()
 
     def close(self) -> None:
