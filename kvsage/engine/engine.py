@@ -431,7 +431,9 @@ class Engine:
             limit = min(limit, max(self.options.bytes_max // 8, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
         over = log - PRESSED_FROM * live - limit / 2
-        self.pressure = max(0.0, over / ((PRESSED_FULLY - PRESSED_FROM) * live + limit / 2))
+        pressure = over / ((PRESSED_FULLY - PRESSED_FROM) * live + limit / 2)
+        # Waiting helps only where somebody compacts.
+        self.pressure = max(0.0, pressure) if self.upkeep.is_running() else 0.0
 
     def ease(self) -> None:
         """Before a write: wait a little where compaction has fallen behind, by what was written."""

@@ -118,6 +118,10 @@ class Upkeep:
             self._thread = EngineThread(target=self._run, name="kvsage-upkeep", daemon=True)
             self._thread.start()
 
+    def is_running(self) -> bool:
+        """Whether this process looks after the store."""
+        return self._thread is not None
+
     def wake(self) -> None:
         """Look at once: a segment was sealed."""
         self._woken.set()
