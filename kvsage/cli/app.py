@@ -39,6 +39,7 @@ VERBS = {
     "touch": Place("Records", "records", "Let a key expire later, sooner, or never."),
     "scan": Place("Records", "scan", "List keys in order, with or without their values."),
     "count": Place("Records", "scan", "Count keys."),
+    "changes": Place("Records", "changes", "List what was saved and removed, in order."),
     "ingest": Place("Files", "ingest", "Save files and directory trees, one key a file."),
     "info": Place("Store", "health", "Show what a store holds and what it costs."),
     "verify": Place("Store", "health", "Check every byte of a store."),

@@ -86,7 +86,7 @@ def test_a_write_that_no_notice_tells_of_is_found(store, aside, waiting, monkeyp
     """As one is whose notice comes before a transaction can see it."""
 
     class Deaf:
-        def wait(self, timeout_s):
+        def wait(self, _):
             return False
 
         def close(self):
