@@ -25,7 +25,7 @@ from kvsage.index.keydir import CONTENT_ROOT
 from kvsage.log.format import CONTENT_KEY
 from tests.support.clock import FakeClock
 from tests.support.power import PowerCut, PowerDisk, Unhurried, put
-from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left
+from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left, quick_directory
 
 PARTS = 8
 HISTORIES = int(
@@ -40,6 +40,12 @@ CHECKPOINT = Path("index.checkpoint")
 @pytest.fixture(autouse=True)
 def everything_is_small(monkeypatch):
     make_small(monkeypatch)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    with quick_directory(tmp_path) as made:
+        yield made
 
 
 class Interrupting(Pace):
@@ -281,9 +287,9 @@ def named(state):
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_power_cut_loses_nothing_that_was_flushed(tmp_path, part):
+def test_a_power_cut_loses_nothing_that_was_flushed(directory, part):
     for seed in range(FIRST_SEED + part, FIRST_SEED + HISTORIES, PARTS):
-        root = tmp_path / str(seed)
+        root = directory / str(seed)
         root.mkdir()
         try:
             History(root, seed).run()

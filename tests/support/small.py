@@ -1,7 +1,11 @@
 """Logs that are small: a few entries make a segment, and compaction takes many steps for them."""
 
+import contextlib
 import math
+import os
 import random
+import tempfile
+from pathlib import Path
 
 import kvsage.options
 from kvsage.engine import compaction, rebuild, upkeep
@@ -33,6 +37,17 @@ def make_small(monkeypatch):
     monkeypatch.setattr(Index, "sync", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr("os.fdatasync", lambda _: None)
+
+
+@contextlib.contextmanager
+def quick_directory(otherwise):
+    """A directory in memory, where the system has one for that: nothing here is flushed anyway."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="kvsage-") as made:
+        yield Path(made)
 
 
 def nothing_left(store):
