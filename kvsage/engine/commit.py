@@ -83,7 +83,11 @@ if TYPE_CHECKING:
 # row, whether it has expired or not, EXPIRED_ROW one that has; NEVER holds of no key.
 ANYTHING, ABSENT, PRESENT, STORED, NEVER, EXPIRED_ROW = 0, -1, -2, -3, -4, -5
 
+TOUCH = -1
+"""In place of a kind: the entry that is there, written again with another expiry."""
+
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
+TOUCH_ROOM = 4096  # what a touched value is thought to take, as nobody has looked yet
 SETTLE_TRIES = 100
 JOINED_BYTES_MAX = 64 << 10  # up to here a copy is quicker than a vectored write
 NOTHING = bytes(len(BATCH_MAGIC_BYTES))  # where the next batch would begin, nothing was written
@@ -102,7 +106,7 @@ class Operation(NamedTuple):
 
     Attributes:
         key: the key's bytes.
-        kind: PUT, DELETE, or RETIRE with an empty key.
+        kind: PUT, DELETE, TOUCH, or RETIRE with an empty key.
         flags: of the entry.
         expires_ms: when it expires, or 0.
         value: the value's bytes; empty for a DELETE, and where ``content`` holds it.
@@ -117,6 +121,10 @@ class Operation(NamedTuple):
     value: bytes = b""
     content: Content | None = None
     require: int = ANYTHING
+
+
+class ShortOfRoom(Exception):  # noqa: N818  # a signal inside the commit; nobody outside sees it
+    """The batch takes more bytes than room was made for; its argument says how many."""
 
 
 class Committer:
@@ -289,16 +297,20 @@ class Committer:
     def commit_inside(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
         """``commit`` for who is inside the gate already."""
         room = BATCH_BYTES
-        for key, _, _, _, value, content, _ in operations:
+        for key, kind, _, _, value, content, _ in operations:
             # About so much: of a content that is there already only the reference is written.
             room += ENTRY_BYTES + len(key) + len(value)
             if content is not None:
                 room += CONTENT_OVERHEAD + len(content.stored)
-        if room > BATCH_BODY_MAX:
-            raise _too_large(room)
+            elif kind == TOUCH:
+                room += TOUCH_ROOM
         while True:
+            if room > BATCH_BODY_MAX:
+                raise _too_large(room)
             try:
                 return self._attempt(operations, room, full=full)
+            except ShortOfRoom as short:
+                (room,) = short.args
             except MapFull:
                 self._engine.index.grow()
             except LmdbError as error:
@@ -345,6 +357,8 @@ class Committer:
             body = entries[0] if len(entries) == 1 else b"".join(entries)
             if len(body) > BATCH_BODY_MAX:
                 raise _too_large(len(body))
+            if BATCH_BYTES + len(body) > room:
+                raise ShortOfRoom(BATCH_BYTES + len(body))
             now_ms = max(0, int(engine.clock() * 1000))
             fields = (BATCH_MAGIC, len(entries), len(body), 0, seq, flushed_seq, now_ms, chain)
             rest = BATCH_REST.pack(*fields) + body
@@ -440,7 +454,10 @@ class Committer:
                 results.append(False)
                 continue
             reference = b""
-            if content is not None:
+            touches = kind == TOUCH
+            if touches:
+                kind, flags, value, reference = self._stored(txn, key)
+            elif content is not None:
                 value, framed = self._place(txn, content, (segment, offset, seq))
                 reference = value[: CONTENT_KEY.size]
                 flags |= IS_CONTENT
@@ -457,7 +474,7 @@ class Committer:
                 set_row = set_live if kind == PUT else set_deleted
                 before = set_row(index, txn, key, row, dead)
                 held = None if before is None else content_key_in(before)
-                if held:
+                if held and not touches:  # what is touched goes on referring to its content
                     release(index, txn, held, dead)
             entries.append(entry)
             offset += len(entry)
@@ -476,6 +493,21 @@ class Committer:
         if expires_ms and expires_ms <= self._engine.clock() * 1000:
             return require in {ABSENT, EXPIRED_ROW}
         return require == PRESENT or require == seq  # noqa: PLR1714  # seqs and constants differ
+
+    def _stored(self, txn: Txn, key: bytes) -> tuple[int, int, bytes, bytes]:
+        """Kind, flags and value of the entry that a key has, and the content key in its row."""
+        data = txn.get(key, None, self._engine.index.keydir) or b""
+        row = _row(data)
+        try:
+            entry = self._engine.read_entry(key, row)
+        except Mismatch:
+            entry = None
+        if entry is None or (entry.kind, entry.expires_ms, entry.flags) != (PUT, *row[4:]):
+            name = key.decode("utf-8", "backslashreplace")
+            raise CorruptionError(
+                f"the record of {name!r} is damaged", segment=row[0], offset=row[1]
+            )
+        return PUT, entry.flags, entry.value, content_key_in(data)
 
     def _place(self, txn: Txn, content: Content, at: tuple[int, int, int]) -> tuple[bytes, bytes]:
         """One more reference to a content: the reference, and its framed entry where it is new."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from kvsage.engine.commit import ANYTHING, PRESENT, Operation
+from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
 from kvsage.engine.content import Content, Mismatch, compress, content_hash
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
@@ -91,6 +91,11 @@ class Preparer:
     def delete(encoded: bytes) -> Operation:
         """The operation that removes a key at its user's wish, if it is there."""
         return Operation(encoded, DELETE, BY_USER, require=PRESENT)
+
+    def touch(self, key: str, ttl: TTL | None) -> Operation:
+        """The operation that gives a key that is there another expiry."""
+        encoded = encode_key(key)
+        return Operation(encoded, TOUCH, 0, self.expires_at_ms(key, ttl), require=PRESENT)
 
     def content(self, raw: bytes) -> Content:
         """A content, compressed unless one like it is there to be referred to."""

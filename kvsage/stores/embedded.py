@@ -243,6 +243,11 @@ class LMDBStore(TransactionalStore):
         return engine.committer.one(operation, full=self._full)
 
     @override
+    def touch(self, key: str, ttl: TTL | None) -> bool:
+        engine = self._writing()
+        return engine.committer.one(self._preparer.touch(key, ttl), full=self._full)
+
+    @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
         engine, preparer = self._writing(), self._preparer
         expires_ms = preparer.expires_ms(next(iter(mapping), ""), ttl)
