@@ -44,6 +44,8 @@ VERBS = {
     "info": Place("Store", "health", "Show what a store holds and what it costs."),
     "verify": Place("Store", "health", "Check every byte of a store."),
     "repair": Place("Store", "health", "Rebuild what can be rebuilt of a damaged store."),
+    "sweep": Place("Store", "upkeep", "Remove what has expired."),
+    "compact": Place("Store", "upkeep", "Give the space of garbage back."),
     "backup": Place("Store", "backups", "Make, check and restore backups of a store."),
 }
 

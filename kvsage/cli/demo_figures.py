@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvsage.cli import render
-from kvsage.cli.health import compression_ratio, dedup_ratio
 
 if TYPE_CHECKING:
     from kvsage.types import StoreStats
@@ -90,8 +89,8 @@ class Figures:
         if self.files is not None:
             figures["logical_bytes"] = self.files.logical_bytes
             figures["stored_bytes"] = self.files.content_stored_bytes
-            figures["dedup_ratio"] = dedup_ratio(self.files)
-            figures["compression_ratio"] = compression_ratio(self.files)
+            figures["dedup_ratio"] = self.files.dedup_ratio
+            figures["compression_ratio"] = self.files.compression_ratio
         return figures
 
     def table(self) -> render.Table:
@@ -113,8 +112,8 @@ class Figures:
             _fact("logical bytes", size(files.logical_bytes), "under both sets of keys"),
             _fact("distinct bytes", size(files.content_bytes), f"{files.contents:,} contents"),
             _fact("stored bytes", size(files.content_stored_bytes), "the same, compressed"),
-            _fact("dedup ratio", render.times(dedup_ratio(files)), "logical : distinct"),
-            _fact("compression ratio", render.times(compression_ratio(files)), "distinct : stored"),
+            _fact("dedup ratio", render.times(files.dedup_ratio), "logical : distinct"),
+            _fact("compression ratio", render.times(files.compression_ratio), "distinct : stored"),
             _fact("log", size(end.log_bytes), f"{end.commits:,} commits"),
             _fact("index", size(end.index_bytes), "derived from the log"),
         ]

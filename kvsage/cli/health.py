@@ -14,7 +14,7 @@ from kvsage.cli.call import Call, verb
 from kvsage.cli.exits import CORRUPT, OK
 from kvsage.cli.opening import embedded, embedded_path, open_existing, shown
 from kvsage.stores.embedded import LMDBStore
-from kvsage.types import Problem, RepairReport, StoreStats, VerifyReport
+from kvsage.types import Problem, ReaderStats, RepairReport, StoreStats, VerifyReport
 
 # -- info ---------------------------------------------------------------------------------------
 
@@ -41,51 +41,58 @@ def _figures(stats: Any) -> dict[str, Any]:
     if isinstance(stats, StoreStats):
         return {
             **asdict(stats),
-            "dedup_ratio": dedup_ratio(stats),
-            "compression_ratio": compression_ratio(stats),
+            "dedup_ratio": stats.dedup_ratio,
+            "compression_ratio": stats.compression_ratio,
         }
     return asdict(stats) if is_dataclass(stats) and not isinstance(stats, type) else dict(stats)
 
 
-def dedup_ratio(stats: StoreStats) -> float | None:
-    """How much sharing saves: bytes of content as keys see them, over bytes of distinct content."""
-    return render.ratio(stats.logical_bytes, stats.content_bytes)
-
-
-def compression_ratio(stats: StoreStats) -> float | None:
-    """How much compression saves: bytes of distinct content, over what they take on disk."""
-    return render.ratio(stats.content_bytes, stats.content_stored_bytes)
-
-
 def _sections(stats: StoreStats) -> list[list[tuple[str, str]]]:
     size = render.byte_size
-    records = [("keys", f"{stats.keys:,}"), ("commits", f"{stats.commits:,}")]
+    records = [
+        ("keys", f"{stats.keys:,}"),
+        ("  expired, not swept yet", f"{stats.expired:,}"),
+        ("deletions kept", f"{stats.tombstones:,}"),
+        ("commits", f"{stats.commits:,}"),
+    ]
     content = [
         ("content, as its keys see it", size(stats.logical_bytes)),
         ("distinct contents", f"{stats.contents:,}"),
         ("references to them", f"{stats.content_references:,}"),
         ("their size", size(stats.content_bytes)),
         ("their size on disk", size(stats.content_stored_bytes)),
-        ("dedup ratio", render.times(dedup_ratio(stats))),
-        ("compression ratio", render.times(compression_ratio(stats))),
+        ("dedup ratio", render.times(stats.dedup_ratio)),
+        ("compression ratio", render.times(stats.compression_ratio)),
     ]
     disk = [
         ("log", size(stats.log_bytes)),
         ("  live", size(stats.live_bytes)),
         ("  dead", size(stats.dead_bytes)),
+        ("  framing", size(stats.log_bytes - stats.live_bytes - stats.dead_bytes)),
         ("index", size(stats.index_bytes)),
+        ("checkpoint", _checkpoint(stats)),
         ("all files", size(stats.disk_bytes)),
+        ("files waiting for a reader", f"{stats.files_waiting:,}"),
     ]
     readers = [
-        (f"reader in process {reader.pid}", _transaction(reader.transaction))
+        (f"reader in process {reader.pid}", _reading(reader))
         for reader in stats.readers
         if reader.pid != os.getpid()  # this very command
     ]
     return [records, content, disk, readers or [("readers", "none")]]
 
 
-def _transaction(number: int | None) -> str:
-    return "idle" if number is None else f"transaction {number:,}"
+def _checkpoint(stats: StoreStats) -> str:
+    if stats.checkpoint_seq is None:
+        return "none" if not stats.checkpoint_bytes else "damaged"
+    behind = stats.commits - stats.checkpoint_seq
+    return f"{render.byte_size(stats.checkpoint_bytes)}, {render.plural(behind, 'commit')} ago"
+
+
+def _reading(reader: ReaderStats) -> str:
+    if reader.transaction is None or reader.behind is None:
+        return "idle"
+    return f"transaction {reader.transaction:,}, {reader.behind:,} behind"
 
 
 def _segments(stats: StoreStats) -> render.Table:
@@ -94,12 +101,13 @@ def _segments(stats: StoreStats) -> render.Table:
             str(segment.segment),
             segment.state,
             render.byte_size(segment.bytes),
+            render.byte_size(segment.live_bytes),
             render.byte_size(segment.dead_bytes),
         )
         for segment in stats.segments
     ]
-    align = (render.RIGHT, render.LEFT, render.RIGHT, render.RIGHT)
-    return render.Table("Log", ("segment", "state", "size", "dead"), [rows], align)
+    align = (render.RIGHT, render.LEFT, render.RIGHT, render.RIGHT, render.RIGHT)
+    return render.Table("Log", ("segment", "state", "size", "live", "dead"), [rows], align)
 
 
 # -- verify -------------------------------------------------------------------------------------

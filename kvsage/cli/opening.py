@@ -75,7 +75,7 @@ def embedded_path(url: str) -> Path:
     """
     path = local_path(url)
     if path is None or not _is_embedded(url):
-        raise UnsupportedError(f"only embedded stores can be repaired, not {shown(url)}")
+        raise UnsupportedError(f"this works on embedded stores, not on {shown(url)}")
     _refuse_vacant(path)
     return path
 

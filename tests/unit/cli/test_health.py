@@ -54,6 +54,26 @@ def test_info_json(filled, keep):
     assert figures["keys"] == 5
     assert figures["dedup_ratio"] == 4.0
     assert figures["segments"][0]["state"] == "active"
+    assert figures["segments"][0]["live_bytes"] == figures["live_bytes"]
+    assert figures["checkpoint_seq"] is None
+    assert figures["process"]["batches"] == 0  # of the command, which only looks
+
+
+def test_info_shows_garbage_expiry_and_checkpoint(store, keep):
+    with LMDBStore(store, clock=lambda: 1e9, upkeep_interval=float("inf")) as opened:
+        opened.save("expired", 1, ttl=5)
+        opened.save("dead", "x" * 500)
+        opened.delete("dead")
+        opened.checkpoint()
+        opened.save("later", 1)
+    lines = {line.strip().rsplit("  ", 1)[0].strip(): line for line in keep("info").lines}
+    assert lines["expired, not swept yet"].endswith(" 1")
+    assert lines["deletions kept"].endswith(" 1")
+    assert lines["dead"].endswith(" 536 B")
+    assert lines["framing"].endswith(" 224 B")
+    assert lines["checkpoint"].endswith(" kB, 1 commit ago")
+    (store / "index.checkpoint").write_bytes(b"damaged")
+    assert "damaged" in keep("info").text
 
 
 def test_info_on_a_terminal(filled, on_terminal):
@@ -67,8 +87,12 @@ def test_info_on_a_terminal(filled, on_terminal):
 def test_info_shows_who_reads(filled, run):
     with LMDBStore(filled) as opened, opened.snapshot() as view:
         assert view.exists("small")
+        opened.save("small", "another")
         shown = run("info", "--store", filled).text
-    assert f"reader in process {os.getpid()}  " in shown
+    [reading] = [
+        line for line in shown.splitlines() if f"reader in process {os.getpid()}  " in line
+    ]
+    assert reading.endswith(" behind")
 
 
 # -- verify -------------------------------------------------------------------------------------

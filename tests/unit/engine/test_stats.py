@@ -104,8 +104,8 @@ def test_copies_and_files_that_wait_for_a_reader(new_store):
         assert stats.dead_bytes < 4000
         did = stats.process
         assert did.compactions > 0
-        assert did.compaction_bytes_copied >= 40 * 2000
-        assert did.compaction_bytes_reclaimed >= 40 * 2000
+        assert did.compaction_bytes_copied > 20_000  # of the files that were half garbage
+        assert 40 * 2000 <= did.compaction_bytes_reclaimed < 50 * 2000
         assert did.compaction_s > 0
     store.compact()
     assert store.stats().files_waiting == 0
