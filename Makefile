@@ -27,10 +27,10 @@ install = $(UV_INSTALL) $(1) || { echo 'Once more, with the certificates of this
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types layers check bench coverage clean
+.PHONY: help demo test lint format types layers check bench bench-space coverage clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name what; \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name what; \
 	  do printf '%-16s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/ready-demo ## see kvsage at work on the files of Python's standard library
@@ -57,6 +57,9 @@ check: test lint types layers ## test, lint, types and layers
 
 bench: $(VENV)/ready-bench ## compare with raw py-lmdb, in a minute
 	@$(BIN)/python bench/quick.py $(BENCH_ARGS)
+
+bench-space: $(VENV)/ready-bench ## space, waits, opening and upkeep, in four minutes
+	@$(BIN)/python bench/space.py $(BENCH_ARGS)
 
 coverage: $(VENV)/ready-dev ## run the tests and list what they do not reach
 	@$(BIN)/coverage erase
