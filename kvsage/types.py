@@ -478,7 +478,7 @@ class BackupReport:
         backup: the new one.
         files_shared: files that an earlier backup had already.
         files_linked: files that got a second name and take no space of their own yet.
-        files_copied: files that were copied, the checkpoint included.
+        files_copied: files that were copied.
         bytes_copied: what these take.
         bytes_checked: bytes of log that were read and whose every commit was checked.
         removed: names of earlier backups that retention removed.

@@ -3,10 +3,11 @@
 The order of things, and why:
 
 1. Take the backups' lock, and remove what a backup left that was cut.
-2. Begin a read transaction: no file that it knows is unlinked while it lasts. Copy the index.
-3. Give each sealed file that no earlier backup has a second name in the pool, or copy it where that
-   cannot be; copy the active one up to its tail. All under names that mean nothing yet. Then the
-   transaction may end: whatever compaction does now, the bytes are in the pool.
+2. Begin a read transaction: no file that it knows is unlinked while it lasts.
+3. Give each sealed file that no earlier backup has, and the store's checkpoint, a second name in
+   the pool, or copy it where that cannot be; copy the active one up to its tail. All under names
+   that mean nothing yet. Then the transaction may end: whatever compaction does now, the bytes are
+   in the pool.
 4. Read what was taken, check every batch, flush it, and name it by what it holds.
 5. Flush the pool's directory, and rename the manifest into place. THE COMMIT POINT.
 6. Retention.
@@ -16,6 +17,9 @@ A kill before 5 leaves the earlier backups as they were, and files that the next
 An earlier backup's file is shared unread where the store's file is the very one that was read then:
 id, nonce, end, device, inode, size and modification time are the same. Any doubt is settled by
 reading it.
+
+Log and checkpoint are then what a power cut at that moment would have left on a disk that forgets
+nothing, so what holds of a recovery holds of a restore.
 """
 
 from __future__ import annotations
@@ -24,13 +28,20 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.engine.checkpoint import copy_index
-from kvsage.engine.examine import PIECE_BYTES, Examined, checksum_of, examine, refuse_another_log
+from kvsage.engine.checkpoint import CHECKSUM_BYTES, read_trailer
+from kvsage.engine.examine import (
+    PIECE_BYTES,
+    Examined,
+    checksum_of,
+    examine,
+    opened,
+    refuse_another_log,
+)
 from kvsage.engine.manifest import CREATED_MS_MAX, Manifest, TakenCheckpoint, TakenFile
 from kvsage.engine.pace import Pace
 from kvsage.engine.pool import Listing, Pool, told
 from kvsage.errors import BackupError, CorruptionError, KvsageError
-from kvsage.index.segments import JOINING, all_segments, get_meta
+from kvsage.index.segments import get_meta, listed_segments
 from kvsage.log.format import FileKind
 from kvsage.log.segment import read_header, segment_path
 from kvsage.types import BackupReport
@@ -42,7 +53,6 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
     from kvsage.fs import Disk
-    from kvsage.index.env import Txn
     from kvsage.index.segments import Meta
 
 REST = 1.0  # behind each slice of work as long a rest
@@ -80,6 +90,30 @@ class Pending(NamedTuple):
     path: Path
     fingerprint: tuple[int, int, int, int]
     linked: bool
+
+
+class PendingCheckpoint(NamedTuple):
+    """The store's checkpoint in the pool, unread; the fields are as those of ``Pending``."""
+
+    path: Path
+    fingerprint: tuple[int, int, int, int]
+    linked: bool
+
+
+class Secured(NamedTuple):
+    """What a snapshot needs, in the pool.
+
+    Attributes:
+        meta: of the snapshot.
+        shared: files that an earlier backup has.
+        pending: files to be read.
+        checkpoint: one that an earlier backup has, or one to be read, or none.
+    """
+
+    meta: Meta
+    shared: list[TakenFile]
+    pending: list[Pending]
+    checkpoint: TakenCheckpoint | PendingCheckpoint | None
 
 
 class Changed(Exception):  # noqa: N818  # a signal inside this module
@@ -153,6 +187,11 @@ class Run:
             for manifest in self._listing.manifests
             for file in manifest.files
         }
+        self._known_checkpoints = {
+            manifest.checkpoint.source: manifest.checkpoint
+            for manifest in self._listing.manifests
+            if manifest.checkpoint is not None
+        }
         self._shared = self._linked = self._copied = self._copied_bytes = self._checked = 0
 
     def report(self, manifest: Manifest, removed: tuple[str, ...]) -> BackupReport:
@@ -175,17 +214,10 @@ class Run:
             StoreFullError, StoreUnavailableError: the directory takes no more.
         """
         created_ms = min(max(0, int(self._engine.clock() * 1000)), CREATED_MS_MAX)
-        for _ in range(TRIES):
-            try:
-                meta, checkpoint, shared, pending = self._secure()
-            except Changed:
-                self._pool.clean()
-                self._shared = self._linked = self._copied = self._copied_bytes = 0
-            else:
-                break
-        else:
-            raise BackupError("files of the log went while they were being taken: try again")
-        files, active = self._read(shared, pending, meta)
+        secured = self._secured()
+        meta = secured.meta
+        files, active = self._read(secured)
+        checkpoint = self._named_checkpoint(secured)
         if (active.seq, active.chain) != (meta.seq, meta.chain):
             raise CorruptionError(
                 "the log does not end where the index says",
@@ -210,62 +242,43 @@ class Run:
 
     # -- while the snapshot lasts -----------------------------------------------------------
 
-    def _secure(self) -> tuple[Meta, TakenCheckpoint | None, list[TakenFile], list[Pending]]:
-        """All that the snapshot needs, in the pool: the index, files shared, files to be read."""
+    def _secured(self) -> Secured:
+        for _ in range(TRIES):
+            try:
+                return self._secure()
+            except Changed:
+                self._pool.clean()
+        raise BackupError("files of the log went while they were being taken: try again")
+
+    def _secure(self) -> Secured:
         shared: list[TakenFile] = []
         pending: list[Pending] = []
         with self._engine.index.reading() as txn:
             meta = get_meta(txn)
             assert meta is not None
-            rows = list(all_segments(txn))
-            # Rows that lead to a copy that no RETIRE names yet are of no use to a recovery.
-            joining = any(row.state == JOINING for _, row in rows)
-            sources = [
-                Source(
-                    segment, FileKind(row.kind), meta.offset if segment == meta.segment else row.end
-                )
-                for segment, row in rows
-                if row.state != JOINING
-            ]
-            checkpoint = None if joining else self._take_checkpoint(txn, meta, sources)
-            for source in sources:
-                self._secure_file(source, shared, pending, sealed=source.segment != meta.segment)
-        return meta, checkpoint, shared, pending
+            for segment, row in list(listed_segments(txn)):
+                sealed = segment != meta.segment
+                source = Source(segment, FileKind(row.kind), row.end if sealed else meta.offset)
+                self._secure_file(source, shared, pending, sealed=sealed)
+            # One that is begun after the snapshot is of a later moment, and not taken.
+            return Secured(meta, shared, pending, self._secure_checkpoint(meta))
 
-    def _take_checkpoint(self, txn: Txn, meta: Meta, sources: list[Source]) -> TakenCheckpoint:
-        """A checkpoint of the snapshot, or the one of the last backup where nothing has changed."""
-        last = self._listing.manifests[-1] if self._listing.manifests else None
-        if last is not None and last.checkpoint is not None:
-            same = (last.timeline, last.seq, last.segment, last.chain)
-            ends = [file.place for file in last.files]
-            unchanged = same == (meta.timeline, meta.seq, meta.segment, meta.chain)
-            if unchanged and ends == sources and self._holds(last.checkpoint):
-                self._shared += 1
-                return last.checkpoint
-        disk, beside = self._disk, self._pool.files / "index.tmp"
-        copy_index(self._engine, txn, beside)
-        fd = disk.open(beside)
+    def _secure_checkpoint(self, meta: Meta) -> TakenCheckpoint | PendingCheckpoint | None:
+        disk, path = self._disk, self._engine.checkpoint_path
         try:
-            size = disk.size(fd)
-            taken = TakenCheckpoint(meta.seq, size, checksum_of(disk, fd, size, self._pace))
-        finally:
-            disk.close(fd)
-        disk.rename(beside, self._pool.files / taken.name)
-        self._copied += 1
-        self._copied_bytes += size
-        return taken
-
-    def _holds(self, checkpoint: TakenCheckpoint) -> bool:
-        """Whether the pool has a checkpoint, whole."""
-        disk = self._disk
-        try:
-            fd = disk.open(self._pool.files / checkpoint.name)
+            fd = disk.open(path)
         except FileNotFoundError:
-            return False
+            return None
         try:
-            size = disk.size(fd)
-            whole = size == checkpoint.bytes
-            return whole and checksum_of(disk, fd, size, self._pace) == checkpoint.checksum
+            fingerprint = disk.fingerprint(fd)
+            known = self._known_checkpoints.get(fingerprint)
+            if known is not None and known.seq <= meta.seq and self._is_there(known, fingerprint):
+                return known
+            beside = self._pool.files / "checkpoint.tmp"
+            linked = self._link and self._linked_to(path, beside)
+            if not linked:
+                self._copy(fd, beside, fingerprint[2])
+            return PendingCheckpoint(beside, fingerprint, linked)
         finally:
             disk.close(fd)
 
@@ -295,7 +308,9 @@ class Run:
         finally:
             disk.close(fd)
 
-    def _is_there(self, known: TakenFile, fingerprint: tuple[int, int, int, int]) -> bool:
+    def _is_there(
+        self, known: TakenFile | TakenCheckpoint, fingerprint: tuple[int, int, int, int]
+    ) -> bool:
         """Whether the pool has the file, and as a file of its own where links are not wanted."""
         disk = self._disk
         try:
@@ -304,12 +319,12 @@ class Run:
             return False
         try:
             there = disk.fingerprint(fd)
-            if there[2] < known.end or (not self._link and there[:2] == fingerprint[:2]):
+            if there[2] < known.bytes or (not self._link and there[:2] == fingerprint[:2]):
                 return False
             if not self._verify:
                 return True
-            self._checked += known.end
-            return checksum_of(disk, fd, known.end, self._pace) == known.checksum
+            self._checked += known.bytes
+            return checksum_of(disk, fd, known.bytes, self._pace) == known.checksum
         finally:
             disk.close(fd)
 
@@ -338,45 +353,73 @@ class Run:
 
     # -- behind it --------------------------------------------------------------------------
 
-    def _read(
-        self, shared: list[TakenFile], pending: list[Pending], meta: Meta
-    ) -> tuple[list[TakenFile], Examined]:
+    def _read(self, secured: Secured) -> tuple[list[TakenFile], Examined]:
         """Check and name what was taken; all files, and what the active segment says."""
-        files, active = list(shared), None
-        self._shared += len(shared)
-        total = sum(one.source.end for one in pending)
+        files, active = list(secured.shared), None
+        self._shared += len(files)
+        total = sum(one.source.end for one in secured.pending)
         done = 0
-        for one in pending:
-            taken, examined = self._name(one)
+        for one in secured.pending:
+            taken, examined = self._named_file(one)
             files.append(taken)
-            if taken.segment == meta.segment:
+            if taken.segment == secured.meta.segment:
                 active = examined
             done += taken.end
             self._progress(done, total)
         assert active is not None, "the active segment is never shared unread"
         return files, active
 
-    def _name(self, one: Pending) -> tuple[TakenFile, Examined]:
+    def _named_file(self, one: Pending) -> tuple[TakenFile, Examined]:
         disk, source = self._disk, one.source
-        fd = disk.open(one.path)
-        try:
+        with opened(disk, one.path) as fd:
             examined = examine(disk, fd, *source, store=self._engine.identity, pace=self._pace)
             disk.sync(fd)
-        finally:
-            disk.close(fd)
         self._checked += source.end
         nonce, checksum = examined.header.nonce, examined.checksum
         taken = TakenFile(*source[:2], nonce, source.end, checksum, one.fingerprint)
-        disk.rename(one.path, self._pool.files / taken.name)
-        disk.unlink(one.path)  # renaming one of two names of a file onto the other does nothing
+        self._name(one.path, taken, linked=one.linked)
+        return taken, examined
+
+    def _named_checkpoint(self, secured: Secured) -> TakenCheckpoint | None:
+        """The checkpoint, if it is sound and not of a later moment; the log alone is enough."""
+        one, disk = secured.checkpoint, self._disk
+        if one is None:
+            return None
+        if isinstance(one, TakenCheckpoint):
+            self._shared += 1
+            return one
+        try:
+            said = read_trailer(disk, one.path)
+        except CorruptionError:
+            said = None
+        with opened(disk, one.path) as fd:
+            fingerprint = disk.fingerprint(fd)
+            size = fingerprint[2]
+            covered = max(0, size - CHECKSUM_BYTES)
+            own = checksum_of(disk, fd, covered, self._pace).to_bytes(CHECKSUM_BYTES, "little")
+            sound = own == disk.read(fd, CHECKSUM_BYTES, covered)
+            checksum = checksum_of(disk, fd, size, self._pace)
+            disk.sync(fd)
+        ours = said is not None and said.uuid == self._engine.identity.uuid
+        if said is None or not (sound and ours and said.seq <= secured.meta.seq):
+            disk.unlink(one.path)
+            return None
+        source = fingerprint if one.linked else one.fingerprint
+        taken = TakenCheckpoint(said.seq, size, checksum, source)
+        self._name(one.path, taken, linked=one.linked)
+        return taken
+
+    def _name(self, path: Path, taken: TakenFile | TakenCheckpoint, *, linked: bool) -> None:
+        """Name what was read by what it holds."""
+        self._disk.rename(path, self._pool.files / taken.name)
+        self._disk.unlink(path)  # renaming one of two names of a file onto the other does nothing
         if taken.name in self._named:
             self._shared += 1
-        elif one.linked:
+        elif linked:
             self._linked += 1
         else:
             self._copied += 1
-            self._copied_bytes += source.end
-        return taken, examined
+            self._copied_bytes += taken.bytes
 
 
 def _version() -> str:

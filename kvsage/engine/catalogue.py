@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from kvsage.engine.checkpoint import read_trailer
-from kvsage.engine.examine import Examined, checksum_of, examine, refuse_another_log
+from kvsage.engine.examine import Examined, checksum_of, examine, opened, refuse_another_log
 from kvsage.engine.pace import Pace
 from kvsage.engine.pool import Pool, told
 from kvsage.errors import ConfigError, CorruptionError
 from kvsage.types import BackupVerifyReport, Problem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from kvsage.engine.manifest import Manifest, TakenFile
@@ -215,13 +214,3 @@ def refuse_other_checkpoint(disk: Disk, path: Path, manifest: Manifest, pace: Pa
     said = read_trailer(disk, path)
     if said is None or (said.uuid, said.seq) != (manifest.identity.uuid, taken.seq):
         raise CorruptionError("the checkpoint is of another store or moment")
-
-
-@contextlib.contextmanager
-def opened(disk: Disk, path: Path) -> Iterator[int]:
-    """A descriptor for a ``with`` block."""
-    fd = disk.open(path)
-    try:
-        yield fd
-    finally:
-        disk.close(fd)

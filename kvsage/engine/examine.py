@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64
@@ -12,7 +13,8 @@ from kvsage.log.reader import SegmentReader, retires_in
 from kvsage.log.segment import read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from kvsage.engine.pace import Pace
     from kvsage.fs import Disk
@@ -93,3 +95,13 @@ def refuse_another_log(active: Examined, ends: Iterable[tuple[int, int]]) -> Non
         raise CorruptionError(
             "the log's list of its files says other than what is there", segment=segment, offset=end
         )
+
+
+@contextlib.contextmanager
+def opened(disk: Disk, path: Path) -> Iterator[int]:
+    """A descriptor for a ``with`` block."""
+    fd = disk.open(path)
+    try:
+        yield fd
+    finally:
+        disk.close(fd)

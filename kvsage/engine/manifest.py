@@ -90,11 +90,13 @@ class TakenCheckpoint(NamedTuple):
         seq: number of the last commit that it knows.
         bytes: of the file.
         checksum: xxh3_64 of the file.
+        source: as that of a log file.
     """
 
     seq: int
     bytes: int
     checksum: int
+    source: tuple[int, int, int, int]
 
     @property
     def name(self) -> str:
@@ -120,7 +122,7 @@ class Manifest(NamedTuple):
         segment: id of the segment that was active.
         chain: checksum of the last batch.
         files: the log, in the order of the ids.
-        checkpoint: of the same moment, or None where none could be taken.
+        checkpoint: the store's own, of that moment or before; None where it had none.
     """
 
     number: int
@@ -277,6 +279,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 "seq": checkpoint.seq,
                 "bytes": checkpoint.bytes,
                 "checksum": f"{checkpoint.checksum:016x}",
+                "source": list(checkpoint.source),
             },
         },
     )
@@ -325,17 +328,13 @@ def _file(value: object) -> TakenFile:
     kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError("a file is of no known kind")
-    source = _rows(fields, "source", FINGERPRINT_NUMBERS)
-    if len(source) != FINGERPRINT_NUMBERS or any(type(number) is not int for number in source):
-        raise ValueError("a file has no source")
-    device, inode, size, modified_ns = source
     return TakenFile(
         _whole(fields, "segment", U32_MAX, 1),
         kinds[kind],
         _hex(fields, "nonce"),
         _whole(fields, "end", U32_MAX, HEADER.size),
         _hex(fields, "checksum"),
-        (device, inode, size, modified_ns),
+        _source(fields),
     )
 
 
@@ -344,7 +343,16 @@ def _checkpoint(fields: Mapping[str, Any]) -> TakenCheckpoint:
         _whole(fields, "seq", U64_MAX),
         _whole(fields, "bytes", SIZE_MAX, 1),
         _hex(fields, "checksum"),
+        _source(fields),
     )
+
+
+def _source(fields: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    source = _rows(fields, "source", FINGERPRINT_NUMBERS)
+    if len(source) != FINGERPRINT_NUMBERS or any(type(number) is not int for number in source):
+        raise ValueError("a file has no source")
+    device, inode, size, modified_ns = source
+    return device, inode, size, modified_ns
 
 
 def _refuse_impossible(manifest: Manifest) -> None:
@@ -354,5 +362,5 @@ def _refuse_impossible(manifest: Manifest) -> None:
     kinds = {file.segment: file.kind for file in manifest.files}
     if kinds.get(manifest.segment) != FileKind.SEGMENT:
         raise ValueError("its last segment is missing")
-    if manifest.checkpoint is not None and manifest.checkpoint.seq != manifest.seq:
-        raise ValueError("its checkpoint is of another moment")
+    if manifest.checkpoint is not None and manifest.checkpoint.seq > manifest.seq:
+        raise ValueError("its checkpoint is of a later moment")

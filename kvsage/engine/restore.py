@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine import engine as engines
 from kvsage.engine.backup import make_directory
-from kvsage.engine.catalogue import opened, pool_of
+from kvsage.engine.catalogue import pool_of
 from kvsage.engine.check import verify
-from kvsage.engine.examine import PIECE_BYTES, checksum_of
+from kvsage.engine.examine import PIECE_BYTES, checksum_of, opened
 from kvsage.engine.pace import UNPACED
 from kvsage.engine.pool import told
 from kvsage.errors import (

@@ -55,6 +55,10 @@ def fill(store, first, last):
         store.save(f"k{number}", os.urandom(20_000))
 
 
+def checkpoint(store):
+    store._engine.upkeep.checkpoint()
+
+
 def pool(target):
     return {path.name: path.stat() for path in (target / "files").iterdir()}
 
@@ -137,8 +141,57 @@ def test_a_store_that_did_not_change_is_backed_up_for_nothing(small, target):
     assert len(LMDBStore.backups(target)) == 2
 
 
+def test_the_checkpoint_is_shared_too(small, target, restored):
+    fill(small, 0, 4)
+    assert small.backup(target).files_linked == 1
+    checkpoint(small)
+    assert small.backup(target).files_linked == 1
+    fill(small, 4, 8)
+    third = small.backup(target)
+    assert third.files_shared == 2
+    checkpoint(small)
+    small.backup(target, keep=1)
+    [name] = [name for name in pool(target) if name.endswith(".checkpoint")]
+    assert int(name[:20]) == third.backup.seq
+    whole(target)
+    assert restored(target) == dict(small.items())
+
+
+def test_a_checkpoint_that_is_damaged_is_left_out(small, target, restored):
+    fill(small, 0, 4)
+    checkpoint(small)
+    path = small.path / "index.checkpoint"
+    damage(path, 5000)
+    small.backup(target)
+    damage(path)  # its trailer
+    small.backup(target)
+    assert not [name for name in pool(target) if name.endswith(".checkpoint")]
+    whole(target)
+    assert restored(target) == dict(small.items())
+
+
+def test_a_checkpoint_of_a_later_moment_is_left_out(small, target, restored, monkeypatch):
+    from kvsage.engine import backup  # noqa: PLC0415
+
+    fill(small, 0, 2)
+    expected = dict(small.items())
+    listed_segments = backup.listed_segments
+
+    def writing(txn):
+        small.save("later", 1)
+        checkpoint(small)
+        return listed_segments(txn)
+
+    monkeypatch.setattr(backup, "listed_segments", writing)
+    small.backup(target)
+    assert not [name for name in pool(target) if name.endswith(".checkpoint")]
+    whole(target)
+    assert restored(target) == expected
+
+
 def test_copies_where_links_are_not_wanted(small, target, restored):
     fill(small, 0, 8)
+    checkpoint(small)
     small.backup(target)
     report = small.backup(target, link=False)
     assert sealed(target) == {}
@@ -207,14 +260,15 @@ def test_a_compaction_between_the_snapshot_and_the_files(small, target, restored
     for number in range(8):
         small.save(f"k{number}", "small")
     expected = dict(small.items())
-    copy_index = backup.copy_index
+    checkpoint(small)
+    listed_segments = backup.listed_segments
 
-    def compacting(*arguments):
-        small.compact()
+    def compacting(txn):
+        assert small.compact().files_waiting > 0
         fill(small, 30, 35)
-        return copy_index(*arguments)
+        return listed_segments(txn)
 
-    monkeypatch.setattr(backup, "copy_index", compacting)
+    monkeypatch.setattr(backup, "listed_segments", compacting)
     small.backup(target)
     monkeypatch.undo()
     whole(target)
@@ -298,6 +352,7 @@ def test_a_file_that_vanished_from_the_pool_is_taken_anew(small, target, restore
 
 def test_verify_names_what_is_damaged(small, target):
     fill(small, 0, 8)
+    checkpoint(small)
     names = [small.backup(target).backup.name for _ in range(2)]
     assert LMDBStore.verify_backups(target).backups == tuple(names)
     files = sorted((target / "files").iterdir())

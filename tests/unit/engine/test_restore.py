@@ -31,6 +31,7 @@ def backups(new_store, tmp_path, clock):
         store.save(f"k{number}", os.urandom(20_000))
     store.save("text", "a line " * 2000)
     store.backup(tmp_path / "backups")
+    store._engine.upkeep.checkpoint()
     clock.now += 60
     store.save_many({f"more{number}": number for number in range(5)})
     store.backup(tmp_path / "backups")
@@ -132,7 +133,6 @@ def test_nothing_is_shared_with_the_backups(backups, place):
 
 
 def test_without_a_checkpoint_the_log_is_enough(backups, place):
-    """As while a compaction is moving rows."""
     path = manifests(backups)[-1]
     fields = json.loads(path.read_bytes())["backup"]
     assert fields["checkpoint"]
