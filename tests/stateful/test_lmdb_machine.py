@@ -1,13 +1,14 @@
 """``LMDBStore`` against a dictionary, by a state machine.
 
 Every verb, on the store or inside a transaction, with a clock that moves both ways; snapshots held
-across writes; clean reopens, rebuilds without the index, and images of the live directory as a
-crash would leave it, opened elsewhere. After every step all that can be read must be what the model
-says, and at the end ``verify`` must find nothing.
+across writes; sweeps, compactions and checkpoints; clean reopens, rebuilds without the index, and
+images of the live directory as a crash would leave it, opened elsewhere. After every step all that
+can be read must be what the model says, and at the end ``verify`` must find nothing.
 
 Segments and the pools are small, so that logs rotate, keys meet and contents are shared.
 """
 
+import math
 import random
 import shutil
 import tempfile
@@ -106,6 +107,7 @@ class LMDBMachine(RuleBasedStateMachine):
             durability=durability,
             segment_bytes_max=SEGMENT_BYTES_MAX,
             content_bytes_min=CONTENT_BYTES_MIN,
+            upkeep_interval=math.inf,  # upkeep is what a rule does
         )
 
     # What a rule acts on: the transaction where one is open, else the store.
@@ -377,6 +379,41 @@ class LMDBMachine(RuleBasedStateMachine):
         assert self.store.content.delete(address) is (address in self.addresses)
         self.addresses.pop(address, None)
 
+    # -- upkeep -----------------------------------------------------------------------------
+
+    def forget_expired(self):
+        """Drop from the model what a sweep should have removed now; how many keys."""
+        left = there(self.model, self.clock())
+        gone = len(self.model) - len(left)
+        self.model = left
+        return gone
+
+    @precondition(lambda self: self.tx is None)
+    @rule()
+    def sweep(self):
+        assert self.store.sweep() == self.forget_expired()
+        assert self.store.stats().expired == 0
+
+    @precondition(lambda self: self.tx is None)
+    @rule()
+    def compact(self):
+        report = self.store.compact()
+        self.forget_expired()  # it sweeps first
+        stats = self.store.stats()
+        assert stats.log_bytes == report.bytes_after
+        assert stats.dead_bytes <= 100  # what a RETIRE itself takes
+        if not self.snapshots:
+            assert report.files_waiting == 0
+            on_disk = {path.name for path in (self.path / "log").iterdir()}
+            assert len(on_disk) == len(stats.segments)
+
+    @precondition(lambda self: self.tx is None)
+    @rule()
+    def checkpoint(self):
+        self.store.checkpoint()
+        stats = self.store.stats()
+        assert stats.checkpoint_seq == stats.commits
+
     # -- opening anew -----------------------------------------------------------------------
 
     def let_go(self):
@@ -395,18 +432,24 @@ class LMDBMachine(RuleBasedStateMachine):
         self.check_tokens()
 
     @precondition(lambda self: self.tx is None)
-    @rule(lost=st.sampled_from([("index",), ("INDEX",), ("index", "INDEX")]))
+    @rule(
+        lost=st.sampled_from(
+            [("index",), ("INDEX",), ("index", "INDEX"), ("index", "INDEX", "index.checkpoint")]
+        )
+    )
     def lose_the_index(self, lost):
         self.let_go()
         if "index" in lost:
             shutil.rmtree(self.path / "index")
         if "INDEX" in lost:
             (self.path / "INDEX").unlink()
+        if "index.checkpoint" in lost:
+            (self.path / "index.checkpoint").unlink(missing_ok=True)
         self.open("full")
         self.check_tokens()
 
-    @rule(with_index=st.booleans(), go_on=st.booleans())
-    def crash(self, with_index, go_on):
+    @rule(with_index=st.booleans(), with_checkpoint=st.booleans(), go_on=st.booleans())
+    def crash(self, with_index, with_checkpoint, go_on):
         image = self.place / f"image-{next(self.numbers)}"
         image.mkdir()
         shutil.copy(self.path / "KVSAGE", image)
@@ -416,6 +459,8 @@ class LMDBMachine(RuleBasedStateMachine):
             # Never lock.mdb: closing it here would drop LMDB's own locks on it in this process.
             (image / "index").mkdir()
             shutil.copy(self.path / "index" / "data.mdb", image / "index")
+        if with_checkpoint and (self.path / "index.checkpoint").exists():
+            shutil.copy(self.path / "index.checkpoint", image)
         if go_on and self.tx is None:
             self.let_go()
             shutil.rmtree(self.path)
@@ -423,7 +468,7 @@ class LMDBMachine(RuleBasedStateMachine):
             self.open("full")
             self.check_tokens()
             return
-        with LMDBStore(image, clock=self.clock) as store:
+        with LMDBStore(image, clock=self.clock, upkeep_interval=math.inf) as store:
             self.check_items(store, self.model)
             report = store.verify(deep=True)
             assert report.ok, report.problems
@@ -484,7 +529,8 @@ class LMDBMachine(RuleBasedStateMachine):
             len(references),
             references.total(),
         )
-        assert stats.keys == len(self.model)  # expired ones too: nothing has swept them
+        expired = len(self.model) - len(there(self.model, self.clock()))
+        assert (stats.keys, stats.expired) == (len(self.model), expired)  # until they are swept
 
     def teardown(self):
         try:
