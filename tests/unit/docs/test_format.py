@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from kvsage.engine import checkpoint, consumers, engine
 from kvsage.index import contents, keydir, segments, trust
 from kvsage.log import format as log_format
 from tests.unit.docs.documents import DOCS, TOOLS, blocks
@@ -21,12 +22,17 @@ STRUCTS = {
     "CONTENT_KEY": log_format.CONTENT_KEY,
     "CONTENT_HEAD": log_format.CONTENT_HEAD,
     "CONTENT_REF": log_format.CONTENT_REF,
-    "RETIRE_BODY": log_format.RETIRE_BODY,
+    "RETIRE_HEAD": log_format.RETIRE_HEAD,
+    "RETIRED_FILE": log_format.RETIRED_FILE,
+    "ORIGIN": log_format.ORIGIN,
+    "RECORD": consumers.RECORD,
+    "CHECKPOINT": checkpoint.CHECKPOINT,
     "TRUST": trust.TRUST,
     "ROW": keydir.ROW,
     "CONTENT_ROW": contents.CONTENT_ROW,
     "META": segments.META,
     "SEGMENT_ROW": segments.SEGMENT_ROW,
+    "RETIRED": segments.RETIRED,
 }
 CODES = {"Q": "u64", "I": "u32", "H": "u16", "B": "u8", "s": "bytes", "x": "zero"}
 SIZES = {"Q": 8, "I": 4, "H": 2, "B": 1}
@@ -85,6 +91,7 @@ def test_a_table_is_the_struct(name):
         ("`BVK1`", log_format.BATCH_MAGIC_BYTES == b"BVK1"),
         ("`END1`", log_format.END_MAGIC_BYTES == b"END1"),
         ("`kvsindex`", trust.MAGIC == b"kvsindex"),
+        ("`kvscheck`", checkpoint.MAGIC == b"kvscheck"),
     ],
 )
 def test_a_magic_is_the_one_in_the_code(magic, real):
@@ -99,6 +106,7 @@ def test_a_magic_is_the_one_in_the_code(magic, real):
         (log_format.DELETE, "DELETE"),
         (log_format.CONTENT, "CONTENT"),
         (log_format.RETIRE, "RETIRE"),
+        (log_format.ORIGINS, "ORIGINS"),
         (log_format.MSGPACK, "msgpack"),
         (log_format.STR, "str"),
         (log_format.BYTES, "bytes"),
@@ -127,3 +135,21 @@ def test_the_example_names_the_seed_that_the_code_uses():
     salt = log_format.Identity(1, uuid, 0).salt
     assert f"`{salt:#018x} xor (1 << 32 | 120)`" in TEXT
     assert log_format.place(salt, 1, 120) == salt ^ (1 << 32 | 120)
+
+
+def test_the_versions_of_what_is_derived_are_those_in_the_code():
+    assert re.findall(r"version: (\d+)", TEXT) == [str(trust.VERSION)] * 2
+
+
+def test_the_prefixes_of_own_keys_are_those_in_the_code():
+    for prefix in (keydir.CONTENT_ROOT, consumers.CONSUMER_ROOT):
+        assert f"`{prefix.hex(' ')}`" in TEXT
+    assert f"a name of up to {consumers.NAME_BYTES_MAX} bytes" in TEXT
+
+
+def test_every_file_of_a_store_is_named():
+    rows = re.findall(r"^\| ((?:`[^`|]+` ?)+)\|", TEXT.split("## Files")[1], re.MULTILINE)
+    told = set(re.findall(r"`([^`]+)`", "".join(rows)))
+    names = {name for name in engine.NAMES if not name.endswith(".tmp")}
+    roots = {name.partition("/")[0] for name in told}
+    assert names <= roots

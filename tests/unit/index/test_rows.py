@@ -166,8 +166,8 @@ def test_a_file_that_was_retired_is_listed_no_more_and_remembered(txn):
     assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 0)}
     segments.forgotten(txn, [70_000, 3])
     assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 1)}
-    segments.drop_retired(txn, 1)
-    segments.drop_retired(txn, 1)
+    segments.drop_retired(txn, [1, 3])
+    segments.drop_retired(txn, [1])
     assert segments.all_retired(txn) == {70_000: (txn.id(), 1)}
 
 
