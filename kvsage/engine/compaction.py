@@ -719,7 +719,7 @@ def everything(engine: Engine) -> list[list[int]]:
     left.sort(key=lambda segment: rows[segment].after_seq)
     groups = []
     while left:
-        group = _fitting(rows, left, engine.options.segment_bytes_max)
+        group = _fitting(rows, left, engine.segment_limit)
         groups.append(group)
         left = left[len(group) :]
     return groups

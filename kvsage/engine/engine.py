@@ -104,6 +104,8 @@ FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing lis
 FAR = 1 << 63
 SMALL_SEGMENT_BYTES = 4 << 20
 PRESSED_FROM, PRESSED_FULLY = 1.5, 1.8  # bytes of log for each live one
+BOUND_FROM = 0.9  # of a bounded store's bytes_max
+PRESSURE_MOST = 2.0
 EASE_S = 0.00003  # what it costs compaction to keep up with one operation, and some more
 EASE_MOST_S = 0.02
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
@@ -415,7 +417,7 @@ class Engine:
         """See how much of the log is live, and let this process write accordingly.
 
         Where little is live segments are small, so that garbage is little too. And where writers
-        are about to outrun compaction they are slowed down.
+        are about to outrun the upkeep of this process they are slowed down.
         """
         with self.index.reading() as txn:
             meta = get_meta(txn)
@@ -430,10 +432,17 @@ class Engine:
         if self.options.bytes_max is not None:
             limit = min(limit, max(self.options.bytes_max // 8, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
-        over = log - PRESSED_FROM * live - limit / 2
-        pressure = over / ((PRESSED_FULLY - PRESSED_FROM) * live + limit / 2)
-        # Waiting helps only where somebody compacts.
-        self.pressure = max(0.0, pressure) if self.upkeep.is_running() else 0.0
+        self.pressure = self._pressed(log, live) if self.upkeep.is_running() else 0.0
+
+    def _pressed(self, log: int, live: int) -> float:
+        """How near the log is to taking more than it may: 0 far from it, 1 there, at most 2."""
+        spare = self.segment_limit / 2
+        room = (PRESSED_FULLY - PRESSED_FROM) * live + spare
+        pressure = (log - PRESSED_FROM * live - spare) / room
+        bytes_max = self.options.bytes_max
+        if bytes_max is not None:
+            pressure = max(pressure, (log / bytes_max - BOUND_FROM) / (1 - BOUND_FROM))
+        return min(max(0.0, pressure), PRESSURE_MOST)
 
     def ease(self) -> None:
         """Before a write: wait a little where compaction has fallen behind, by what was written."""

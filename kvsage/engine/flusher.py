@@ -7,6 +7,7 @@ as well. A look costs one read of the index; a flush happens only when there is 
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from kvsage.errors import KvsageError
@@ -14,6 +15,9 @@ from kvsage.index.segments import get_meta
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
+
+
+LOOK_S = 1.0  # between looks for what this process should let go of
 
 
 class EngineThread(threading.Thread):
@@ -52,14 +56,18 @@ class Flusher:
         self._thread = None
 
     def _run(self) -> None:
+        looked_s = time.monotonic()
         while True:
             self._woken.wait(self._interval_s)
             self._woken.clear()
             if self._ended:
                 return
             try:
-                self._engine.index.reader_check()  # readers that died keep pages from being reused
                 self.flush()
+                if time.monotonic() - looked_s >= LOOK_S:
+                    looked_s = time.monotonic()
+                    self._engine.index.reader_check()  # dead readers keep pages from being reused
+                    self._engine.drop_removed()
             except KvsageError:
                 # A failed flush has poisoned the store, and whoever writes next is told. Anything
                 # else, a reader table that is full say, may be over at the next look.

@@ -523,7 +523,7 @@ def _fill(
     engine: Engine, index: Index, plan: Plan, trust: Trust | None, *, fresh: bool
 ) -> tuple[Meta, set[int]]:
     """Apply the log to an index that is empty or a checkpoint's."""
-    known, rows, files, floor_seq = _look_before(index, plan)
+    known, rows, files, floor_seq = _look_before(engine, index, plan)
     replay = Replay(engine.disk, index, engine.salt)
     read = {plan.newest.segment: replay.file(plan.newest, None, _start(plan.newest, known))}
     tail = read[plan.newest.segment].tail
@@ -576,7 +576,7 @@ class Before(NamedTuple):
     floor_seq: int
 
 
-def _look_before(index: Index, plan: Plan) -> Before:
+def _look_before(engine: Engine, index: Index, plan: Plan) -> Before:
     header = plan.header
     with index.reading() as txn:
         meta = get_meta(txn)
@@ -584,6 +584,7 @@ def _look_before(index: Index, plan: Plan) -> Before:
             return Before(None, {}, header.files, header.floor_seq)
         rows = dict(all_segments(txn))
         _check_history(meta, plan, rows)
+        _check_place(engine, plan, meta)
         rows[meta.segment] = filled(rows[meta.segment], meta)
         if meta.segment < plan.newest.segment:
             return Before(meta, rows, header.files, header.floor_seq)
@@ -606,6 +607,24 @@ def _check_history(known: Meta, plan: Plan, rows: dict[int, SegmentRow]) -> None
     at_a_border = any(t.after_seq == known.seq for t in began)
     if known.segment > plan.newest.segment or not (known.timeline in of_its_seq or at_a_border):
         raise CorruptionError("the checkpoint belongs to another history of the store")
+
+
+def _check_place(engine: Engine, plan: Plan, known: Meta) -> None:
+    """Refuse a checkpoint that stands where the log does not reach, or holds something else."""
+    file = plan.there.get(known.segment)
+    if file is None:
+        return  # compacted since, so all of it was on disk
+    chain: int | None = file.chain
+    if known.last:
+        fd = engine.disk.open(file.path)
+        try:
+            reader = SegmentReader(engine.disk, fd, file.segment, engine.salt)
+            batch = reader.batch_at(known.last)
+        finally:
+            engine.disk.close(fd)
+        chain = None if batch is None else batch.header.checksum
+    if chain != known.chain:
+        raise CorruptionError("the checkpoint stands where the log does not reach")
 
 
 def _start(file: LogFile, known: Meta | None) -> Tail | None:

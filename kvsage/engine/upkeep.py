@@ -161,7 +161,6 @@ class Upkeep:
     def look(self, pace: Pace) -> None:
         """Do what is due, if nobody else is at it."""
         engine = self._engine
-        engine.drop_removed()
         engine.weigh()
         if not self._is_due():
             return
