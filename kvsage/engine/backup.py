@@ -39,7 +39,7 @@ from kvsage.engine.examine import (
 )
 from kvsage.engine.manifest import CREATED_MS_MAX, Manifest, TakenCheckpoint, TakenFile
 from kvsage.engine.pace import Pace
-from kvsage.engine.pool import Listing, Pool, told
+from kvsage.engine.pool import Listing, Pool, resolved, told
 from kvsage.errors import BackupError, CorruptionError, KvsageError
 from kvsage.index.segments import get_meta, listed_segments
 from kvsage.log.format import FileKind
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from kvsage.fs import Disk
     from kvsage.index.segments import Meta
 
-REST = 1.0  # behind each slice of work as long a rest
+REST = 3.0  # behind each slice of work, as a multiple of it: one load in 200 meets a slice
 TRIES = 3
 NO_LINKS = {
     errno.EXDEV,
@@ -132,7 +132,7 @@ def back_up(  # noqa: PLR0913  # as the store's method
 ) -> BackupReport:
     """See ``LMDBStore.backup``."""
     with told(directory):
-        path = directory.resolve()
+        path = resolved(directory)
         if path == engine.path or engine.path in path.parents:
             raise BackupError(f"{directory} lies inside the store: choose another place")
         pool = Pool(engine.disk, path)

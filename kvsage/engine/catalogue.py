@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvsage.engine.checkpoint import read_trailer
 from kvsage.engine.examine import Examined, checksum_of, examine, opened, refuse_another_log
 from kvsage.engine.pace import Pace
-from kvsage.engine.pool import Pool, told
+from kvsage.engine.pool import Pool, resolved, told
 from kvsage.errors import ConfigError, CorruptionError
 from kvsage.types import BackupVerifyReport, Problem, shown
 
@@ -60,7 +60,7 @@ def period(keep_for: object) -> timedelta | None:
 
 def pool_of(disk: Disk, backup: Path, name: str | None) -> tuple[Pool, str | None]:
     """The directory of backups, and which of them, that a caller means."""
-    path = backup.resolve()
+    path = resolved(backup)
     if not path.is_file():
         return Pool(disk, path), name
     if name is not None:
@@ -74,7 +74,7 @@ def pool_of(disk: Disk, backup: Path, name: str | None) -> tuple[Pool, str | Non
 def list_backups(directory: Path, disk: Disk) -> tuple[Backup, ...]:
     """See ``LMDBStore.backups``."""
     with told(directory):
-        pool = Pool(disk, directory.resolve())
+        pool = Pool(disk, resolved(directory))
         pool.refuse_absent()
         return pool.shown_all()
 
@@ -86,7 +86,7 @@ def prune_backups(
     if keep is None and keep_for is None:
         raise ConfigError("say how many backups to keep, or for how long")
     with told(directory):
-        pool = Pool(disk, directory.resolve())
+        pool = Pool(disk, resolved(directory))
         pool.refuse_absent()
         with pool.changing():
             removed = pool.prune(keep, keep_for, now)

@@ -63,6 +63,18 @@ def told(path: Path) -> Iterator[None]:
         raise StoreUnavailableError(f"{path}: {error.strerror}") from error
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads.
+
+    Raises:
+        StoreUnavailableError: round in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise StoreUnavailableError(f"{path}: too many levels of symbolic links") from error
+
+
 class Listing(NamedTuple):
     """The backups of a directory, by number.
 

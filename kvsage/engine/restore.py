@@ -25,7 +25,7 @@ from kvsage.engine.catalogue import pool_of
 from kvsage.engine.check import verify
 from kvsage.engine.examine import PIECE_BYTES, checksum_of, opened
 from kvsage.engine.pace import UNPACED
-from kvsage.engine.pool import told
+from kvsage.engine.pool import resolved, told
 from kvsage.errors import (
     BackupError,
     ConfigError,
@@ -65,7 +65,7 @@ def restore(  # noqa: PLR0913
         pool, name = pool_of(disk, backup, name)
         with pool.reading(), contextlib.ExitStack() as undo:
             manifest = pool.choose(name, at)
-            site = Site(disk, path.resolve())
+            site = Site(disk, resolved(path))
             undo.callback(site.close)
             site.refuse_overlap(pool.path)
             site.begin()
@@ -98,6 +98,8 @@ class Site:
         self._disk = disk
         self._undo = contextlib.ExitStack()
         self._mark = secrets.token_hex(8)
+        if not target.name:
+            raise NotAStoreError(f"{target} can hold no store")
         self.target = target
         self.building = target.with_name(f"{target.name}.restoring-{self._mark}")
 

@@ -608,3 +608,27 @@ def test_a_clock_that_went_back_does_not_change_the_order(small, target, clock, 
         clock.now -= 1000
     assert [backup.number for backup in LMDBStore.backups(target)] == [1, 2, 3]
     assert restored(target) == {"k": 2}
+
+
+# -- the order of things ------------------------------------------------------------------------
+
+
+def test_all_is_on_disk_before_the_manifest_has_its_name(new_store, recording_disk, target):
+    store = new_store(disk=recording_disk, **SMALL)
+    fill(store, 0, 8)
+    checkpoint(store)
+    recording_disk.calls.clear()
+    name = store.backup(target).backup.name
+    calls = recording_disk.calls
+    named = [call for call in calls if call[0] == "rename" and call[2] in pool(target)]
+    assert len(named) == len(pool(target)) == 4
+    for rename in named:
+        assert calls.index(("sync", rename[1])) < calls.index(rename)
+    manifest = calls.index(("rename", f"{name}.json.tmp", f"{name}.json"))
+    pooled = max(at for at, call in enumerate(calls) if call == ("sync_directory", "files"))
+    assert max(map(calls.index, named)) < pooled < manifest
+    assert calls.index(("sync", f"{name}.json.tmp")) < manifest
+    assert calls[manifest + 1] == ("sync_directory", "backups")
+    identity = calls.index(("rename", "KVSAGE-BACKUPS.tmp", "KVSAGE-BACKUPS"))
+    assert ("sync_directory", target.parent.name) in calls
+    assert ("sync_directory", target.name) in calls[identity:manifest]

@@ -9,7 +9,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kvsage import LMDBStore
-from kvsage.errors import BackupError, ConfigError, NotAStoreError, StoreFullError, StoreLockedError
+from kvsage.errors import (
+    BackupError,
+    ConfigError,
+    NotAStoreError,
+    StoreFullError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
 from kvsage.fs import Disk
 from tests.support.backups import reseal
 
@@ -206,6 +213,16 @@ def test_parents_are_made(backups, place):
     holds(place / "a" / "b", 16)
 
 
+def test_places_that_cannot_be(backups, place):
+    place.symlink_to(place)
+    with pytest.raises(StoreUnavailableError, match="symbolic"):
+        LMDBStore.restore(backups, place)
+    with pytest.raises(StoreUnavailableError, match="symbolic"):
+        LMDBStore.backups(place)
+    with pytest.raises(NotAStoreError):
+        LMDBStore.restore(backups, "/", overwrite=True)
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_something_else_is_left_alone(backups, place, overwrite):
     place.mkdir()
@@ -314,3 +331,43 @@ def test_no_space_for_the_new_store(backups, place):
     assert list(place.parent.iterdir()) == []
     LMDBStore.restore(backups, place)
     holds(place, 16)
+
+
+def test_all_is_on_disk_before_it_gets_its_name(backups, place):
+    """Every file flushed, then the directories, then the rename, then the parent."""
+    with LMDBStore(place, **SMALL) as store:
+        store.save("mine", 1)
+    calls, opened = [], {}
+
+    class Telling(Disk):
+        def open(self, path, **how):
+            fd = super().open(path, **how)
+            opened[fd] = path.name
+            return fd
+
+        def sync(self, fd):
+            calls.append(("sync", opened[fd]))
+            super().sync(fd)
+
+        def sync_directory(self, path):
+            calls.append(("sync", path.name))
+            super().sync_directory(path)
+
+        def exchange(self, one, other):
+            calls.append(("exchange", other.name))
+            return super().exchange(one, other)
+
+        def unlink(self, path):
+            calls.append(("unlink", path.name))
+            super().unlink(path)
+
+    LMDBStore.restore(backups, place, overwrite=True, disk=Telling())
+    swapped = calls.index(("exchange", "store"))
+    before = calls[:swapped]
+    copied = [("sync", path.name) for path in (place / "log").iterdir()]
+    assert set(copied) <= {(verb, name.removesuffix(".tmp")) for verb, name in before}
+    for name in ("log", "KVSAGE.tmp", "INDEX.tmp", "index.checkpoint"):
+        assert ("sync", name) in before
+    assert before.index(("sync", "log")) < before.index(("sync", "KVSAGE.tmp"))
+    assert calls[swapped + 1] == ("sync", place.parent.name)
+    assert ("unlink", "KVSAGE") in calls[swapped:]

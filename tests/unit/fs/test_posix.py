@@ -155,6 +155,39 @@ def test_reading_a_small_file_has_a_limit(tmp_path):
 # -- replacing ----------------------------------------------------------------------------------
 
 
+def test_a_file_is_known_again_unless_it_was_written_to(
+    new_file, tmp_path
+):
+    fd, path = new_file(b"some bytes"), tmp_path / "file"
+    before = POSIX.fingerprint(fd)
+    POSIX.link(path, path.with_name("second"))
+    assert POSIX.fingerprint(fd) == before
+    assert before[:3] == (path.stat().st_dev, path.stat().st_ino, 10)
+    os.utime(fd, ns=(0, 5))
+    assert POSIX.fingerprint(fd) == (*before[:3], 5)
+    POSIX.write(fd, (b"x",), 10)
+    assert POSIX.fingerprint(fd)[2] == 11
+
+
+def test_two_directories_exchange_their_names(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for path in (one, other):
+        path.mkdir()
+        (path / f"was {path.name}").touch()
+    if not POSIX.exchange(one, other):
+        pytest.skip("this file system cannot")
+    assert [path.name for path in one.iterdir()] == ["was other"]
+    assert [path.name for path in other.iterdir()] == ["was one"]
+
+
+def test_names_that_cannot_be_exchanged(tmp_path, monkeypatch):
+    (tmp_path / "one").touch()
+    with pytest.raises(StoreUnavailableError, match="exchanging"):
+        POSIX.exchange(tmp_path / "one", tmp_path / "absent")
+    monkeypatch.setattr("kvsage.fs.posix.RENAME_EXCHANGE", 1 << 20)  # a flag that nothing knows
+    assert POSIX.exchange(tmp_path / "one", tmp_path / "absent") is False
+
+
 def test_replacing_is_durable_before_the_name_and_the_name_too(tmp_path, recording_disk):
     (tmp_path / "file").write_bytes(b"before")
     recording_disk.replace(tmp_path / "file", b"after")
