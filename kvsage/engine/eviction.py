@@ -155,7 +155,11 @@ class _Pass:
             databases = (index.keydir, index.system, index.contents)
             entries = sum(int(txn.stat(db)["entries"]) for db in databases)
         live = sum(_live_bytes(row) for row in rows.values())
-        return live + ORIGIN.size * entries - self._buried_bytes
+        return live + ORIGIN.size * entries - self._droppable_bytes()
+
+    def _droppable_bytes(self) -> int:
+        """Bytes of deletions that compacting everything would drop, as far as is known."""
+        return max(0, self._buried_bytes - self._reads.kept_bytes)
 
     def _count_tombstones(self) -> int:
         """Bytes of the deletions in the log."""
@@ -217,7 +221,7 @@ class _Pass:
             self._upkeep.compact_held(group, self._pace)
         while self._is_large() and (worth := self._worth()):
             self._upkeep.compact_held(next(self._groups(worth)), self._pace)
-        if self._is_large() and self._buried_bytes > self._bytes_max * BURIED_SHARE:
+        if self._is_large() and self._droppable_bytes() > self._bytes_max * BURIED_SHARE:
             self._dig_up()
 
     def _is_large(self) -> bool:
@@ -256,3 +260,4 @@ class _Pass:
             if not self._is_large():
                 return
             self._upkeep.compact_held(group, self._pace)
+        self._reads.kept_bytes = self._count_tombstones()

@@ -30,11 +30,14 @@ class Reads:
     Attributes:
         stuck_in: the segment that was active when eviction could not make the log small enough;
             before the next one begins there is no use in trying again.
+        kept_bytes: bytes of deletions that could not be dropped when that was tried last, since
+            somebody who follows the changes waits for them.
     """
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self._marks = _mapped(disk, path)
         self.stuck_in = 0
+        self.kept_bytes = 0
 
     def mark(self, key: bytes) -> None:
         """The key was read."""

@@ -228,6 +228,22 @@ def test_tiny_values_do_not_drown_in_deletions(bounded):
     assert store.count() > 8000  # of about 62 bytes each
 
 
+def test_deletions_that_somebody_waits_for_are_not_dug_for_each_time(bounded, monkeypatch):
+    store = bounded()
+    monkeypatch.setattr(store._engine, "deletes_needed_after", lambda _: 0)
+    dig_up, digs = eviction._Pass._dig_up, []
+    monkeypatch.setattr(eviction._Pass, "_dig_up", lambda self: digs.append(1) or dig_up(self))
+    first = passes = 0
+    while passes < 30:
+        first = fill_up(store, first, size=500)
+        store.sweep()
+        assert log_bytes(store) <= BYTES_MAX
+        passes += 1
+    assert 1 <= len(digs) <= 6
+    assert store.stats().tombstones > 4000
+    assert store.count() > 100
+
+
 def test_content_goes_with_its_last_key(bounded):
     store = bounded(content_bytes_min=4096)
     first = fill_up(store, size=40_000)
