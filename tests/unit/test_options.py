@@ -9,6 +9,7 @@ import pytest
 from kvsage import LMDBStore
 from kvsage.errors import ConfigError, KvsageError
 from kvsage.options import (
+    BYTES_MAX_LEAST,
     SEGMENT_BYTES_LEAST,
     SEGMENT_BYTES_MOST,
     VALUE_BYTES_LIMIT,
@@ -54,6 +55,9 @@ GOOD = {
     "compression_level": [1, 19],
     "index_map_bytes": [1 << 20, 1 << 46],
     "ttl_default": [None, 1, 0.5, timedelta(days=1)],
+    "upkeep_interval": [0.001, 1, 3600, math.inf],
+    "bytes_max": [None, BYTES_MAX_LEAST, 1 << 62],
+    "changes_kept": [0, 0.5, 604_800, math.inf],
 }
 NO_NUMBERS = [None, "1", b"1", 1j, [], True, False]
 BAD = {
@@ -69,6 +73,9 @@ BAD = {
     "compression_level": [0, -5, 20, 3.0, math.nan, *NO_NUMBERS],
     "index_map_bytes": [0, (1 << 20) - 1, (1 << 46) + 1, 2.0**30, *NO_NUMBERS],
     "ttl_default": [0, -1, math.nan, math.inf, "1", True, timedelta(), 10**5000],
+    "upkeep_interval": [0, 0.0009, -1, math.nan, -math.inf, *NO_NUMBERS],
+    "bytes_max": [0, -1, BYTES_MAX_LEAST - 1, (1 << 62) + 1, 1e9, math.inf, *NO_NUMBERS[1:]],
+    "changes_kept": [-1, math.nan, -math.inf, *NO_NUMBERS],
 }
 
 

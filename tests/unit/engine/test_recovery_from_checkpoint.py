@@ -334,6 +334,49 @@ def test_that_of_a_copy_which_went_its_own_way_is_passed_over(closed, open_, use
     check_passed_over(closed, open_)
 
 
+def test_that_of_a_copy_at_the_same_commit_loses_nothing(closed, open_):
+    """Both began a segment with the same id behind the same commit; they are not the same."""
+    shutil.copytree(closed, closed.with_name("fork"))
+    with open_("fork") as fork:
+        fork._engine.upkeep.checkpoint()
+        checkpoint = fork._engine.checkpoint_path.read_bytes()
+    lose_index(closed)
+    with open_() as store:
+        store.save("here", 1)
+        with store._engine.index.reading() as txn:
+            meta = decode_meta(txn.get(META_KEY))
+    newest = max((closed / "log").glob("*.seg"))
+    os.truncate(newest, meta.offset)  # no end mark vouches for the last commit
+    (closed / "index.checkpoint").write_bytes(checkpoint)
+    check_passed_over(closed, open_)
+
+
+def test_one_of_a_place_that_the_log_does_not_reach_is_passed_over(tmp_path, open_):
+    """The log is on disk before a checkpoint has its name; whoever cut it did it by hand."""
+    with open_() as store:
+        fill(store)
+        store._engine.upkeep.checkpoint()
+        with store._engine.index.reading() as txn:
+            meta = decode_meta(txn.get(META_KEY))
+    path = tmp_path / "store"
+    os.truncate(path / "log" / "0000000001.seg", meta.last)
+    check_passed_over(path, open_)
+
+
+def test_one_whose_last_batch_is_not_in_the_log_is_passed_over(tmp_path, open_):
+    with open_() as store:
+        fill(store)
+        store._engine.upkeep.checkpoint()
+        with store._engine.index.reading() as txn:
+            meta = decode_meta(txn.get(META_KEY))
+    path = tmp_path / "store"
+    with (path / "log" / "0000000001.seg").open("r+b") as file:
+        file.truncate(meta.offset)
+        file.seek(meta.last)
+        file.write(bytes(meta.offset - meta.last))
+    check_passed_over(path, open_)
+
+
 def test_damage_in_the_log_behind_it_is_still_damage(closed, open_):
     newest = max((closed / "log").glob("*.seg"))
     data = bytearray(newest.read_bytes())
