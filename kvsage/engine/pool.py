@@ -289,7 +289,7 @@ class Pool:
             return ()
         manifests = self.listing().manifests
         since_ms = float("inf") if keep_for is None else (now - keep_for.total_seconds()) * 1000
-        old = manifests[: -max(keep or 1, 1)]
+        old = manifests[: -(keep or 1)]
         gone = [manifest.name for manifest in old if manifest.created_ms < since_ms]
         for name in gone:
             self.disk.unlink(self.manifests / (name + SUFFIX))

@@ -328,6 +328,18 @@ def test_a_damaged_log_is_not_backed_up(small, target):
     assert [backup.name for backup in LMDBStore.backups(target)] == [good.backup.name]
 
 
+def test_an_index_that_leaves_a_file_out_is_not_believed(small, target, monkeypatch):
+    from kvsage.engine import backup  # noqa: PLC0415
+
+    fill(small, 0, 8)
+    listed_segments = backup.listed_segments
+    monkeypatch.setattr(backup, "listed_segments", lambda txn: list(listed_segments(txn))[1:])
+    with pytest.raises(CorruptionError, match="list of its files") as caught:
+        small.backup(target)
+    assert caught.value.segment == 1
+    whole(target)
+
+
 def test_a_damaged_file_of_the_pool_is_taken_anew_on_request(small, target):
     fill(small, 0, 8)
     small.backup(target, link=False)
