@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import kvsage.options
-from kvsage.engine import compaction, rebuild, upkeep
+from kvsage.engine import compaction, engine, rebuild, upkeep
 from kvsage.index.env import Index
 from kvsage.index.segments import LISTED, all_retired, all_segments
 from kvsage.log.segment import list_files
@@ -34,6 +34,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(compaction, "STEP_LOOK", 1)
     monkeypatch.setattr(compaction, "STEP_S", 0)
     monkeypatch.setattr(compaction, "WORTH_BYTES", 200)
+    monkeypatch.setattr(engine, "EASE_MOST_S", 0)  # writers wait for nobody
     monkeypatch.setattr(Index, "sync", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.setattr("os.fdatasync", lambda _: None)
@@ -52,14 +53,14 @@ def quick_directory(otherwise):
 
 def nothing_left(store):
     """All work is done, and the directory holds the log and nothing else."""
-    engine = store._engine
-    with engine.index.reading() as txn:
+    its = store._engine
+    with its.index.reading() as txn:
         retired = all_retired(txn)
         rows = dict(all_segments(txn))
     left = {
         "retired": retired,
         "joining": [segment for segment, row in rows.items() if row.state != LISTED],
-        "unnamed": set(list_files(engine.disk, engine.log_path)) ^ set(rows),
-        "unfinished": [path.name for path in engine.path.rglob("*.tmp") if path.name != TAKEN],
+        "unnamed": set(list_files(its.disk, its.log_path)) ^ set(rows),
+        "unfinished": [path.name for path in its.path.rglob("*.tmp") if path.name != TAKEN],
     }
     assert not any(left.values()), left
