@@ -760,10 +760,10 @@ def get_meta_of(store):
         ({1: (600, 500), 2: (600, 600), 3: (600, 100)}, [2, 1, 3]),
         ({1: (0, 0), 2: (900, 0)}, [1]),  # nothing but framing
         ({1: (9, 9), 2: (900, 0)}, [1]),
-        ({number: (100, 0) for number in range(1, 8)}, []),
-        ({number: (100, 0) for number in range(1, 9)}, list(range(1, 9))),  # many small ones
-        ({number: (130, 0) for number in range(1, 9)}, []),  # an eighth of a segment is not small
-        ({number: (120, 0) for number in range(1, 12)}, list(range(1, 9))),  # as fit into one
+        (dict.fromkeys(range(1, 8), (100, 0)), []),
+        (dict.fromkeys(range(1, 9), (100, 0)), list(range(1, 9))),  # many small ones
+        (dict.fromkeys(range(1, 9), (130, 0)), []),  # an eighth of a segment is not small
+        (dict.fromkeys(range(1, 12), (120, 0)), list(range(1, 9))),  # as fit into one
     ],
 )
 def test_what_to_compact_next(engine_with, files, chosen):
@@ -785,7 +785,7 @@ def test_a_damaged_file_is_left_alone(engine_with):
 
 
 def test_not_too_many_at_once(engine_with):
-    engine = engine_with({number: (1, 1) for number in range(1, 100)})
+    engine = engine_with(dict.fromkeys(range(1, 100), (1, 1)))
     assert len(choose(engine)) == compaction.SOURCES_MAX
 
 
