@@ -1,5 +1,7 @@
 """kvsage keeps what an AI-agent process must not forget."""
 
+from typing import TYPE_CHECKING, Any
+
 from kvsage.errors import (
     BackupError,
     ChangesLostError,
@@ -33,7 +35,11 @@ from kvsage.stores.embedded import LMDBStore
 from kvsage.stores.registry import open  # kvsage.open
 from kvsage.types import Capabilities, Entry
 
+if TYPE_CHECKING:
+    from kvsage.aio import AsyncStore
+
 __all__ = [
+    "AsyncStore",
     "BackupError",
     "Capabilities",
     "ChangesLostError",
@@ -69,3 +75,11 @@ __all__ = [
     "ValueTooLargeError",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncStore":
+        from kvsage import aio  # noqa: PLC0415  # asyncio takes as long to load as all the rest
+
+        return aio.AsyncStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ to 8 for both ways. A single operation that finds the gate taken joins others: s
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kvsage.engine.engine import Engine
+    from kvsage.engine.later import Laters
 
 # What an operation requires of its key; a version requires the entry with that seq. STORED is a
 # row, whether it has expired or not, EXPIRED_ROW one that has; NEVER holds of no key.
@@ -141,8 +143,27 @@ class Committer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.group = Group(engine, self)
+        self._laters: Laters | None = None
+        self._making = threading.Lock()  # guards that there are no two of them
         self.last: tuple[int, list[bool]] | None = None
         self._fresh: dict[bytes, bytes] = {}  # contents of the batch being built, by content key
+
+    @property
+    def laters(self) -> Laters:
+        """The operations whose caller does not wait, and their thread."""
+        laters = self._laters
+        if laters is None:
+            from kvsage.engine.later import Laters  # noqa: PLC0415  # futures bring logging along
+
+            made = Laters(self._engine, self.group)
+            with self._making:
+                laters = self._laters = self._laters or made
+        return laters
+
+    def stop(self) -> None:
+        """Behind the closing of the gate: end the thread that commits for those who do not wait."""
+        if self._laters is not None:
+            self._laters.stop()
 
     def commit(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
         """Commit the operations whose requirement holds, as one batch; which of them did.

@@ -298,6 +298,8 @@ class Engine:
                 self._let_go()
         finally:
             self.gate.leave()
+            if self.closed:
+                self.committer.stop()
 
     def _close_clean(self) -> None:
         try:

@@ -45,8 +45,15 @@ class Queued(Waiter):
     __slots__ = ("error", "full", "operation", "taken", "took_place")
     alone = False
 
-    def __init__(self, operation: Operation, deadline: float, *, full: bool) -> None:
-        super().__init__(deadline)
+    def __init__(
+        self,
+        operation: Operation,
+        deadline: float,
+        *,
+        full: bool,
+        bell: threading.Lock | None = None,
+    ) -> None:
+        super().__init__(deadline, bell)
         self.operation = operation
         self.full = full
         self.taken = False
@@ -54,7 +61,7 @@ class Queued(Waiter):
         self.error: BaseException | None = None
 
     def take(self) -> bool:
-        """Whether it is to be committed."""
+        """Let nobody withdraw it from here on; False where somebody has, unnoticed."""
         self.taken = True
         return True
 
@@ -87,16 +94,24 @@ class Group:
         gate = self._engine.gate
         queued = Queued(operation, gate.deadline(), full=full)
         try:
-            try:
-                gate.waiting.append(queued)
-                self._wait(queued)
-            finally:
-                self._withdraw(queued)
+            gate.waiting.append(queued)
+            self.complete(queued)
         finally:
             self._withdraw(queued)
         if queued.error is not None:
             raise queued.error
         return queued.took_place
+
+    def complete(self, queued: Queued) -> None:
+        """See to it that an operation in the queue is done; where it is not, it is taken out.
+
+        Raises:
+            StoreLockedError, StoreClosedError, StoreUnavailableError: it was not done.
+        """
+        try:
+            self._wait(queued)
+        finally:
+            self._withdraw(queued)
 
     def _wait(self, queued: Queued) -> None:
         """Until it is done, by this thread or another one.
@@ -165,6 +180,8 @@ class Group:
         for queued in list(islice(self._engine.gate.waiting, OPERATIONS_MAX)):
             if not isinstance(queued, Queued):
                 return
+            if queued.done:
+                continue
             operation = queued.operation
             content = operation.content
             size += len(operation.value) + (0 if content is None else len(content.stored))

@@ -58,10 +58,10 @@ class Preparer:
     def _from_now(self, seconds: float) -> int:
         return max(1, math.ceil((self._engine.clock() + seconds) * 1000))
 
-    def save(
-        self, key: str, encoded: bytes, value: Any, expires_ms: int, require: int
-    ) -> Operation:
+    def save(self, key: str, value: Any, ttl: TTL | None, require: int) -> Operation:
         """The operation that saves a value."""
+        encoded = encode_key(key)
+        expires_ms = self.expires_ms(key, ttl)
         codec, data = self.codec.encode(key, value)
         return self.put(encoded, codec, data, expires_ms, require)
 

@@ -93,26 +93,28 @@ class Waiter:
         deadline: of ``time.monotonic``, until when it waits.
     """
 
-    __slots__ = ("_sleep", "deadline", "done")
+    __slots__ = ("_bell", "deadline", "done")
     alone = True
 
-    def __init__(self, deadline: float) -> None:
-        self._sleep = threading.Lock()
-        self._sleep.acquire()
+    def __init__(self, deadline: float, bell: threading.Lock | None = None) -> None:
+        if bell is None:
+            bell = threading.Lock()
+            bell.acquire()
+        self._bell = bell  # to sleep is to acquire it
         self.deadline = deadline
         self.done = False
 
     def wake(self) -> None:
         """Let it look again: at once, or when it is about to sleep the next time."""
         with contextlib.suppress(RuntimeError):  # woken already
-            self._sleep.release()
+            self._bell.release()
 
     def sleep(self, *, endless: bool = False) -> bool:
         """Sleep until woken; whether it was, before the deadline."""
         if endless:
-            return self._sleep.acquire()
+            return self._bell.acquire()
         left_s = self.deadline - time.monotonic()
-        return self._sleep.acquire(timeout=min(max(left_s, 0), threading.TIMEOUT_MAX))
+        return self._bell.acquire(timeout=min(max(left_s, 0), threading.TIMEOUT_MAX))
 
 
 class WriterGate:

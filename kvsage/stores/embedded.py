@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakSet
 
 from kvsage import clock as clocks
@@ -14,7 +14,7 @@ from kvsage.engine.preparing import Preparer
 from kvsage.engine.reading import Loader, MarkingLoader
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
-from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError
+from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError, UnsupportedError
 from kvsage.fs import POSIX, Disk
 from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
@@ -40,9 +40,11 @@ from kvsage.types import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
     from datetime import datetime, timedelta
 
     from kvsage.clock import Clock
+    from kvsage.engine.commit import Operation
     from kvsage.engine.feed import ChangeFeed
 
 Result = TypeVar("Result")
@@ -201,20 +203,34 @@ class LMDBStore(TransactionalStore):
     # -- writing ----------------------------------------------------------------------------
 
     def _writing(self) -> Engine:
+        engine = self._writable()
+        if engine.pressure:
+            engine.ease()
+        return engine
+
+    def _writable(self) -> Engine:
         if self._closed or self._engine.inherited:
             self._look_again()
         if self.options.readonly:
             raise ReadOnlyStoreError(f"{self.path} was opened for reading")
-        if self._engine.pressure:
-            self._engine.ease()
         return self._engine
 
-    def _save(self, key: str, value: Any, ttl: TTL | None, require: int) -> bool:
-        engine, preparer = self._writing(), self._preparer
-        encoded = encode_key(key)
-        expires_ms = preparer.expires_ms(key, ttl)
-        operation = preparer.save(key, encoded, value, expires_ms, require)
-        return engine.committer.one(operation, full=self._full)
+    def _saving(
+        self, key: str, value: Any, ttl: TTL | None = None, *, if_version: Version | None = None
+    ) -> Operation:
+        require = ANYTHING
+        if if_version is not None:
+            require = self._writable().seq_of(if_version) or NEVER
+        return self._preparer.save(key, value, ttl, require)
+
+    def _adding(self, key: str, value: Any, ttl: TTL | None = None) -> Operation:
+        return self._preparer.save(key, value, ttl, ABSENT)
+
+    def _deleting(self, key: str) -> Operation:
+        return self._preparer.delete(encode_key(key))
+
+    def _touching(self, key: str, ttl: TTL | None) -> Operation:
+        return self._preparer.touch(key, ttl)
 
     @override
     def save(
@@ -230,22 +246,24 @@ class LMDBStore(TransactionalStore):
                 return True
             operation = saver.put(encode_key(key), flags, data, expires_ms, ANYTHING)
             return engine.committer.one(operation, full=self._full)
-        return self._save(key, value, ttl, self._writing().seq_of(if_version) or NEVER)
+        engine = self._writing()
+        operation = self._saving(key, value, ttl, if_version=if_version)
+        return engine.committer.one(operation, full=self._full)
 
     @override
     def add(self, key: str, value: Any, ttl: TTL | None = None) -> bool:
-        return self._save(key, value, ttl, ABSENT)
+        engine = self._writing()
+        return engine.committer.one(self._adding(key, value, ttl), full=self._full)
 
     @override
     def delete(self, key: str) -> bool:
         engine = self._writing()
-        operation = self._preparer.delete(encode_key(key))
-        return engine.committer.one(operation, full=self._full)
+        return engine.committer.one(self._deleting(key), full=self._full)
 
     @override
     def touch(self, key: str, ttl: TTL | None) -> bool:
         engine = self._writing()
-        return engine.committer.one(self._preparer.touch(key, ttl), full=self._full)
+        return engine.committer.one(self._touching(key, ttl), full=self._full)
 
     @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
@@ -267,6 +285,27 @@ class LMDBStore(TransactionalStore):
         return EngineTransaction(self._writing(), self._preparer, full=self._full, owner=self)
 
     # -- beyond the contract ----------------------------------------------------------------
+
+    def later(
+        self, verb: Literal["save", "add", "delete", "touch"], *args: Any, **options: Any
+    ) -> Future[bool]:
+        """Queue a write and go on: it joins a batch with others, and a future gets its outcome.
+
+        What can be said at once is: a key or value that cannot be stored is refused here. Writes
+        that one thread queues take place in their order. A future that is cancelled before its
+        write was taken up means that it never happens; from then on it cannot be cancelled. Futures
+        are told on a thread of the engine, which should not be kept long.
+
+        Args:
+            verb: which of the single writes.
+            *args: as for that verb.
+            **options: as for that verb.
+        """
+        engine = self._writable()
+        if verb not in LATER:
+            raise UnsupportedError(f"one of {', '.join(LATER)} can be queued, not {shown(verb)}")
+        operation = LATER[verb](self, *args, **options)
+        return engine.committer.laters.submit(operation, full=self._full)
 
     @property
     def content(self) -> ContentSpace:
@@ -571,6 +610,14 @@ class LMDBStore(TransactionalStore):
         del retries  # writers take turns here, so nothing ever conflicts
         with self.transaction() as tx:
             return fn(tx)
+
+
+LATER: dict[str, Callable[..., Operation]] = {
+    "save": LMDBStore._saving,  # noqa: SLF001  # of this very module
+    "add": LMDBStore._adding,  # noqa: SLF001
+    "delete": LMDBStore._deleting,  # noqa: SLF001
+    "touch": LMDBStore._touching,  # noqa: SLF001
+}
 
 
 def _within(view: EngineSnapshot, chosen: Iterator[Result]) -> Iterator[Result]:
