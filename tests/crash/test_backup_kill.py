@@ -114,7 +114,7 @@ def filled(path):
     with LMDBStore(path, **SMALL) as store:
         for number in range(7):
             store.save(f"k{number}", os.urandom(20_000))
-        store._engine.upkeep.checkpoint()
+        store.checkpoint()
         return dict(store.items())
 
 

@@ -1,9 +1,10 @@
 """``LMDBStore`` against a dictionary, by a state machine.
 
 Every verb, on the store or inside a transaction, with a clock that moves both ways; snapshots held
-across writes; sweeps, compactions and checkpoints; clean reopens, rebuilds without the index, and
-images of the live directory as a crash would leave it, opened elsewhere. After every step all that
-can be read must be what the model says, and at the end ``verify`` must find nothing.
+across writes; sweeps, compactions, checkpoints, backups and restores; clean reopens, rebuilds
+without the index, and images of the live directory as a crash would leave it, opened elsewhere.
+After every step all that can be read must be what the model says, and at the end ``verify`` must
+find nothing.
 
 Segments and the pools are small, so that logs rotate, keys meet and contents are shared.
 """
@@ -93,6 +94,7 @@ class LMDBMachine(RuleBasedStateMachine):
         self.draft = {}  # what the transaction sees
         self.snapshots = []
         self.tokens = []
+        self.backups = {}  # by name: the model, and the addresses, when it was made
         self.store = None
 
     @initialize(durability=st.sampled_from(["full", "relaxed"]))
@@ -413,6 +415,43 @@ class LMDBMachine(RuleBasedStateMachine):
         self.store.checkpoint()
         stats = self.store.stats()
         assert stats.checkpoint_seq == stats.commits
+
+    # -- backups ----------------------------------------------------------------------------
+
+    @rule(link=st.booleans(), verify=st.booleans(), keep=st.sampled_from([None, None, 2]))
+    def back_up(self, link, verify, keep):
+        # A transaction's writes are not in it: they are not committed.
+        report = self.store.backup(self.place / "backups", link=link, verify=verify, keep=keep)
+        self.backups[report.backup.name] = dict(self.model), dict(self.addresses)
+        for name in report.removed:
+            del self.backups[name]
+        listed = LMDBStore.backups(self.place / "backups")
+        assert [backup.name for backup in listed] == list(self.backups)
+
+    @precondition(lambda self: self.backups)
+    @rule(pick=picks)
+    def restore_elsewhere(self, pick):
+        name = list(self.backups)[pick % len(self.backups)]
+        place = self.place / "restored"
+        LMDBStore.restore(self.place / "backups", place, name=name, clock=self.clock)
+        with LMDBStore(place, clock=self.clock, upkeep_interval=math.inf) as store:
+            self.check_items(store, self.backups[name][0])
+            report = store.verify(deep=True)
+            assert report.ok, report.problems
+        shutil.rmtree(place)
+        assert LMDBStore.verify_backups(self.place / "backups").problems == ()
+
+    @precondition(lambda self: self.backups and self.tx is None)
+    @rule(pick=picks)
+    def restore_in_place(self, pick):
+        name = list(self.backups)[pick % len(self.backups)]
+        self.let_go()
+        LMDBStore.restore(
+            self.place / "backups", self.path, name=name, overwrite=True, clock=self.clock
+        )
+        self.model, self.addresses = map(dict, self.backups[name])
+        self.open("full")
+        self.check_tokens()
 
     # -- opening anew -----------------------------------------------------------------------
 

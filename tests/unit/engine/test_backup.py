@@ -55,10 +55,6 @@ def fill(store, first, last):
         store.save(f"k{number}", os.urandom(20_000))
 
 
-def checkpoint(store):
-    store._engine.upkeep.checkpoint()
-
-
 def pool(target):
     return {path.name: path.stat() for path in (target / "files").iterdir()}
 
@@ -144,12 +140,12 @@ def test_a_store_that_did_not_change_is_backed_up_for_nothing(small, target):
 def test_the_checkpoint_is_shared_too(small, target, restored):
     fill(small, 0, 4)
     assert small.backup(target).files_linked == 1
-    checkpoint(small)
+    small.checkpoint()
     assert small.backup(target).files_linked == 1
     fill(small, 4, 8)
     third = small.backup(target)
     assert third.files_shared == 2
-    checkpoint(small)
+    small.checkpoint()
     small.backup(target, keep=1)
     [name] = [name for name in pool(target) if name.endswith(".checkpoint")]
     assert int(name[:20]) == third.backup.seq
@@ -159,7 +155,7 @@ def test_the_checkpoint_is_shared_too(small, target, restored):
 
 def test_a_checkpoint_that_is_damaged_is_left_out(small, target, restored):
     fill(small, 0, 4)
-    checkpoint(small)
+    small.checkpoint()
     path = small.path / "index.checkpoint"
     damage(path, 5000)
     small.backup(target)
@@ -179,7 +175,7 @@ def test_a_checkpoint_of_a_later_moment_is_left_out(small, target, restored, mon
 
     def writing(txn):
         small.save("later", 1)
-        checkpoint(small)
+        small.checkpoint()
         return listed_segments(txn)
 
     monkeypatch.setattr(backup, "listed_segments", writing)
@@ -191,7 +187,7 @@ def test_a_checkpoint_of_a_later_moment_is_left_out(small, target, restored, mon
 
 def test_copies_where_links_are_not_wanted(small, target, restored):
     fill(small, 0, 8)
-    checkpoint(small)
+    small.checkpoint()
     small.backup(target)
     report = small.backup(target, link=False)
     assert sealed(target) == {}
@@ -260,7 +256,7 @@ def test_a_compaction_between_the_snapshot_and_the_files(small, target, restored
     for number in range(8):
         small.save(f"k{number}", "small")
     expected = dict(small.items())
-    checkpoint(small)
+    small.checkpoint()
     listed_segments = backup.listed_segments
 
     def compacting(txn):
@@ -364,7 +360,7 @@ def test_a_file_that_vanished_from_the_pool_is_taken_anew(small, target, restore
 
 def test_verify_names_what_is_damaged(small, target):
     fill(small, 0, 8)
-    checkpoint(small)
+    small.checkpoint()
     names = [small.backup(target).backup.name for _ in range(2)]
     assert LMDBStore.verify_backups(target).backups == tuple(names)
     files = sorted((target / "files").iterdir())
@@ -628,7 +624,7 @@ def test_a_clock_that_went_back_does_not_change_the_order(small, target, clock, 
 def test_all_is_on_disk_before_the_manifest_has_its_name(new_store, recording_disk, target):
     store = new_store(disk=recording_disk, **SMALL)
     fill(store, 0, 8)
-    checkpoint(store)
+    store.checkpoint()
     recording_disk.calls.clear()
     name = store.backup(target).backup.name
     calls = recording_disk.calls

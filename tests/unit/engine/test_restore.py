@@ -38,7 +38,7 @@ def backups(new_store, tmp_path, clock):
         store.save(f"k{number}", os.urandom(20_000))
     store.save("text", "a line " * 2000)
     store.backup(tmp_path / "backups")
-    store._engine.upkeep.checkpoint()
+    store.checkpoint()
     clock.now += 60
     store.save_many({f"more{number}": number for number in range(5)})
     store.backup(tmp_path / "backups")
