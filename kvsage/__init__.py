@@ -33,7 +33,7 @@ from kvsage.serialization import Serializer
 from kvsage.store import PersistenceStore, Snapshot, Transaction, TransactionalStore
 from kvsage.stores.embedded import LMDBStore
 from kvsage.stores.registry import open  # kvsage.open
-from kvsage.types import Capabilities, Entry
+from kvsage.types import Capabilities, Change, Consumer, Entry, Position
 
 if TYPE_CHECKING:
     from kvsage.aio import AsyncStore
@@ -42,8 +42,10 @@ __all__ = [
     "AsyncStore",
     "BackupError",
     "Capabilities",
+    "Change",
     "ChangesLostError",
     "ConfigError",
+    "Consumer",
     "CorruptionError",
     "DamageError",
     "DumpError",
@@ -57,6 +59,7 @@ __all__ = [
     "NotAStoreError",
     "PersistenceStore",
     "PoisonedError",
+    "Position",
     "ReadOnlyStoreError",
     "SerializationError",
     "Serializer",
