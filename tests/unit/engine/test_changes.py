@@ -429,6 +429,7 @@ def newest(changes):
 
 def test_after_compaction_the_latest_change_of_every_key_is_there(small, clock):
     for seed in range(6):
+        small.save_many({f"old{seed}/{number}": number for number in range(5)})
         churn(small, seed, 40)
         clock.now += 1
     before = list(small.changes())
