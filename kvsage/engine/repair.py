@@ -36,8 +36,9 @@ from kvsage.errors import (
     StoreLockedError,
 )
 from kvsage.fs.locks import LockFile, try_lock
-from kvsage.index.env import Index, LmdbError
+from kvsage.index.env import Index, LmdbError, Txn
 from kvsage.index.keydir import decode_row
+from kvsage.index.segments import get_meta
 from kvsage.index.trust import Trust, read_trust
 from kvsage.log.format import (
     BATCH_BYTES,
@@ -155,6 +156,7 @@ class Repair:
         self._buried: dict[bytes, int] = {}  # keys whose deletion was lost: its seq
         self._retires: list[Retire] = []
         self._last_seq = self._last_n = 0  # of the entry carried last
+        self._closed_in = 0  # the segment that was active at a clean close, or 0
         self._kept = self._bytes_lost = self._seq = self._chain = self._floor_seq = 0
         self._timelines: tuple[Timeline, ...] = ()
         self._saved_to: Path | None = None
@@ -214,6 +216,8 @@ class Repair:
         files = {
             number: inspect(self._disk, number, path, uuid) for number, path in listing.items()
         }
+        if trust is not None and trust.clean and trust.uuid == uuid:
+            self._closed_in = trust.segment
         heads = [f.header for f in files.values() if f.header is not None and not f.is_copy]
         newest = max(heads, key=lambda header: header.segment, default=None)
         active = [file for file in files.values() if self._is_active(file, newest)]
@@ -226,22 +230,38 @@ class Repair:
             self._problem("a file of the log is missing", segment, 0)
         for segment in sorted(ends.keys() & files.keys()):
             self._scan_file(files[segment], ends[segment], trust)
-        self._floor_seq = max([0, *(retire.floor_seq for retire in self._retires)])
         if newest is not None:
             self._timelines = newest.timelines
             self._seq = max(self._seq, newest.after_seq)
-            self._floor_seq = max(self._floor_seq, newest.floor_seq)
-        if any(problem.segment is not None for problem in self._problems):
-            self._floor_seq = self._seq  # who follows the changes must begin anew
-        self._consult_index(trust)
+        self._miss(self._closed_in, files)
+        if looks_trusted(self._path, trust, uuid):
+            self._consult_index(files)
+        self._set_floor(newest)
         self._judge()
+
+    def _set_floor(self, newest: SegmentHeader | None) -> None:
+        """With any loss, whoever follows the changes must begin anew."""
+        floors = [retire.floor_seq for retire in self._retires]
+        known = max([0 if newest is None else newest.floor_seq, *floors])
+        self._floor_seq = self._seq if self._is_damaged() else known
+
+    def _is_damaged(self) -> bool:
+        return any(problem.segment is not None for problem in self._problems)
+
+    def _miss(self, active: int, files: dict[int, LogFile]) -> None:
+        """The active segment: no header lists it, so only an index, or INDEX, knows that it was."""
+        file = files.get(active)
+        if active and (file is None or file.header is None) and not self._is_damaged():
+            self._problem("a file of the log is missing or its header is damaged", active, 0)
 
     def _is_active(self, file: LogFile, newest: SegmentHeader | None) -> bool:
         """Whether a file is the newest segment, or one behind it that lost its header."""
         if newest is not None and file.segment <= newest.segment:
             return file.segment == newest.segment
-        lost = file.header is None and not file.is_copy
-        return lost and holds_batches(self._disk, file, self._identity.salt)
+        if file.header is not None or file.is_copy:
+            return False
+        in_use = file.segment == self._closed_in
+        return in_use or holds_batches(self._disk, file, self._identity.salt)
 
     def _scan_file(self, file: LogFile, end: int | None, trust: Trust | None) -> None:
         """Read one file up to its end, over whatever is damaged in it."""
@@ -396,30 +416,34 @@ class Repair:
 
     # -- judging ----------------------------------------------------------------------------
 
-    def _consult_index(self, trust: Trust | None) -> None:
+    def _consult_index(self, files: dict[int, LogFile]) -> None:
         """What a trusted index knows, newer than what can be read."""
-        damaged = any(problem.segment is not None for problem in self._problems)
-        if not damaged or not looks_trusted(self._path, trust, self._identity.uuid):
-            return
         try:
             index = Index(self._path / "index", StoreOptions().index_map_bytes)
         except KvsageError:
             return
         try:
             with index.reading() as txn:
-                for db, newer in (
-                    (index.keydir, self._lost),
-                    (index.system, self._lost),
-                    (index.tombstones, self._buried),
-                ):
-                    for key, data in txn.cursor(db):
-                        seq, known = decode_row(data).seq, self._newest.get(key)
-                        if known is None or known.seq < seq:
-                            newer[key] = max(seq, newer.get(key, 0))
+                meta = get_meta(txn)
+                if meta is not None:
+                    self._miss(meta.segment, files)
+                if self._is_damaged():
+                    self._look_for_newer(index, txn)
         except (KvsageError, LmdbError) as error:
             self._problem(f"the index could not be read: {error}")
         finally:
             index.close()
+
+    def _look_for_newer(self, index: Index, txn: Txn) -> None:
+        for db, newer in (
+            (index.keydir, self._lost),
+            (index.system, self._lost),
+            (index.tombstones, self._buried),
+        ):
+            for key, data in txn.cursor(db):
+                seq, known = decode_row(data).seq, self._newest.get(key)
+                if known is None or known.seq < seq:
+                    newer[key] = max(seq, newer.get(key, 0))
 
     def _judge(self) -> None:
         """Which keys are gone: newer than anything that could be read, or without their content."""

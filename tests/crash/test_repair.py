@@ -220,6 +220,40 @@ def test_a_missing_segment(store_path):
     assert after["last"] == 1
 
 
+@pytest.mark.parametrize("known_by", ["the index", "INDEX"])
+def test_a_missing_active_segment(store_path, known_by):
+    """No header lists it; the index knows each key of it, INDEX at least that there was one."""
+    before = contents(store_path)
+    segments(store_path)[-1].unlink()
+    if known_by == "INDEX":
+        shutil.rmtree(store_path / "index")
+    report = LMDBStore.repair(store_path, clock=clock)
+    assert [problem.message for problem in report.problems] == [
+        "a file of the log is missing or its header is damaged"
+    ]
+    after = contents(store_path)
+    if known_by == "the index":
+        assert after == {key: before[key] for key in before.keys() - set(report.keys_lost)}
+    assert "last" not in after
+
+
+def test_an_active_segment_of_which_nothing_checks(tmp_path):
+    path = tmp_path / "store"
+    with LMDBStore(path, clock=clock, **SMALL) as store:
+        store.save("k", "old")
+        store._engine.upkeep.compact(UNPACED)
+        store.save("k", "new")
+        store.save("other", 1)
+    active = segments(path)[-1]
+    header, found = batches(path, active)
+    assert (header.segment, len(found)) == (2, 2)
+    for offset in (20, *(batch.offset + 30 for batch in found)):
+        harm(active, offset)
+    report = LMDBStore.repair(path, clock=clock)
+    assert [problem.segment for problem in report.problems] == [2, 2]
+    assert contents(path) == {"k": "new", "other": 1}, "each entry checks by itself"
+
+
 def test_a_sound_store_is_left_as_it_is(store_path):
     before = contents(store_path)
     report = LMDBStore.repair(store_path, clock=clock)
