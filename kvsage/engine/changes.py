@@ -43,7 +43,7 @@ from kvsage.log.segment import read_header
 from kvsage.types import COMMIT_END, Position, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from kvsage.engine.engine import Engine
     from kvsage.index.env import Txn
@@ -329,18 +329,22 @@ class _File:
             raise self._damaged("a file of the log is missing", 0) from error
         reader = SegmentReader(engine.disk, fd, segment, engine.salt, WINDOW_BYTES)
         place = self.place or self._beginning(fd)
-        while place.offset < row.end:
-            header = self._batch(reader, place)
+        if place.entry:  # of a batch that was checked before
+            header = reader.header_at(place.offset)
             if header is None:
+                raise self._damaged("a batch does not check", place.offset)
+            place = yield from self._in_batch(reader, header, place)
+        while place.offset < row.end:
+            for batch in reader.batches(place.offset, place.chain, place.number, row.end):
+                header = batch.header
+                if row.kind == FileKind.SEGMENT and passed >= (header.seq, header.entries):
+                    place = Place(batch.end, header.checksum, header.seq, 0, 0, place.before)
+                else:
+                    place = yield from self._in_batch(reader, header, place)
+                self.place = place
+            if place.offset < row.end:
                 place = self._behind_damage(reader, place)
-                continue
-            before = place.before
-            if row.kind == FileKind.COPY or passed < (header.seq, header.entries):
-                for found in self._in_batch(reader, header, place):
-                    before = found.moment
-                    yield found
-            end = place.offset + BATCH_BYTES + header.length
-            self.place = place = Place(end, header.checksum, header.seq, 0, 0, before)
+        self.place = place
 
     def _damaged(self, what: str, offset: int) -> CorruptionError:
         return CorruptionError(what, segment=self.listed.segment, offset=offset)
@@ -352,14 +356,6 @@ class _File:
             raise self._damaged("the header does not check", 0)
         header, chain, start = found
         return Place(start, chain, header.after_seq, 0, 0, (0, 0))
-
-    @staticmethod
-    def _batch(reader: SegmentReader, place: Place) -> BatchHeader | None:
-        """The header of the batch at a place, all of the batch checked unless it was before."""
-        if place.entry:
-            return reader.header_at(place.offset)
-        batch = next(reader.batches(place.offset, place.chain, place.number), None)
-        return None if batch is None else batch.header
 
     def _behind_damage(self, reader: SegmentReader, place: Place) -> Place:
         """The first batch behind one that does not check, where all in between was passed before.
@@ -375,21 +371,35 @@ class _File:
                 return Place(behind.offset, header.chain, header.seq - 1, 0, 0, place.before)
         raise self._damaged("a batch does not check", place.offset)
 
-    def _in_batch(
+    def _in_batch(  # noqa: C901, PLR0912, PLR0915  # see below
         self, reader: SegmentReader, header: BatchHeader, place: Place
-    ) -> Iterator[Found]:
-        """The entries of a batch that checks, from ``place`` on."""
+    ) -> Generator[Found, None, Place]:
+        """The entries of a batch that checks, from ``place`` on; then where the next batch is."""
+        # Flat, since this is most of what a change costs.
         _, prefix, passed = self._wanted
-        moments = self._moments(reader, header, place)
-        at, end = place.at or place.offset + BATCH_BYTES, place.offset + BATCH_BYTES + header.length
-        before = place.before
-        for index in range(place.entry, header.entries):
+        offset, chain, number, first, at, before = place
+        body = offset + BATCH_BYTES
+        at, end = at or body, body + header.length
+        is_copy = self.listed.row.kind == FileKind.COPY
+        origins = _origins(reader, header, body) if is_copy else []
+        time_ms = header.time_ms
+        for index in range(first, header.entries):
             window, start = reader.window_at(at, LOOK_BYTES)
-            length = entry_length(window, start)
-            if not length or at + length > end:
-                raise self._damaged("the entries of a batch do not fill it", place.offset)
-            _, seq, _, _, _, kind, _ = ENTRY.unpack_from(window, start)
-            moment, time_ms = (before, 0) if kind == ORIGINS else moments(index, seq, before)
+            if len(window) - start < ENTRY_BYTES:
+                raise self._damaged("the entries of a batch do not fill it", offset)
+            _, seq, _, size, key_length, kind, _ = ENTRY.unpack_from(window, start)
+            length = ENTRY_BYTES + key_length + size
+            if at + length > end:
+                raise self._damaged("the entries of a batch do not fill it", offset)
+            if not is_copy:
+                moment = (header.seq, index)
+            elif kind == ORIGINS:
+                moment = before
+            elif origins:
+                n, time_ms = origins[index - 1]
+                moment = (seq, n)
+            else:
+                moment = (seq, before[1] + 1 if seq == before[0] else 0)
             if moment < before:
                 raise self._damaged("an entry is out of order", at)
             key_at = start + ENTRY_BYTES
@@ -399,29 +409,11 @@ class _File:
                 entry = decode_entry(reader.bytes_at(at, length))
                 if entry is None or not possible(entry):
                     raise self._damaged("an entry does not check", at)
-            here = place._replace(entry=index, at=at, before=before)
+            here = Place(offset, chain, number, index, at, before)
             yield Found(moment, time_ms, here, length, is_change, entry)
             before = moment
             at += length
-
-    def _moments(
-        self, reader: SegmentReader, header: BatchHeader, place: Place
-    ) -> Callable[[int, int, Moment], tuple[Moment, int]]:
-        """What tells of an entry, by its index and seq and the moment before it, when it was."""
-        time_ms = header.time_ms
-        if self.listed.row.kind == FileKind.SEGMENT:
-            return lambda index, _seq, _before: ((header.seq, index), time_ms)
-        origins = _origins(reader, header, place.offset + BATCH_BYTES)
-        if origins:
-            return lambda index, seq, _before: (
-                (seq, origins[index - 1][0]),
-                origins[index - 1][1],
-            )
-
-        def counted(_index: int, seq: int, before: Moment) -> tuple[Moment, int]:
-            return ((seq, before[1] + 1) if seq == before[0] else (seq, 0)), time_ms
-
-        return counted
+        return Place(end, header.checksum, header.seq, 0, 0, before)
 
 
 def _origins(reader: SegmentReader, header: BatchHeader, at: int) -> list[tuple[int, int]]:

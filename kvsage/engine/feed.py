@@ -45,7 +45,7 @@ from kvsage.log.format import BY_USER, CONTENT_KEY, EVICTED, EXPIRED, IS_CONTENT
 from kvsage.types import Change, Position, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from kvsage.engine.changes import Found
     from kvsage.engine.engine import Engine
@@ -141,23 +141,33 @@ class ChangeFeed:
         return self
 
     def __next__(self) -> Change:
-        self._thread = threading.get_ident()
-        self._handle(self._position)
+        if self._key is not None:
+            self._thread = threading.get_ident()
+            self._handle(self._position)
+        if not self._piece[0] and not self._more():
+            raise StopIteration
+        if self._closed:
+            raise StopIteration
+        change = self._piece[0].popleft()
+        self._position = change.position
+        return change
+
+    def _more(self) -> bool:
+        """Let there be changes to hand out; False where the iteration ends."""
         end_s = math.inf if self._timeout_s is None else time.monotonic() + self._timeout_s
         look_s = LOOK_LEAST_S
         while not self._closed:
-            changes = self._piece[0]
-            if changes:
-                change = changes.popleft()
-                self._position = change.position
-                return change
             if self._fetch():
-                continue
-            if not self._follow or time.monotonic() >= end_s:
+                if self._piece[0]:
+                    return True
+            elif not self._follow or time.monotonic() >= end_s:
                 self._store(self._handled, refresh=True)
-                break
-            look_s = LOOK_LEAST_S if self._wait(look_s, end_s) else min(2 * look_s, LOOK_MOST_S)
-        raise StopIteration
+                return False
+            elif self._wait(look_s, end_s):
+                look_s = LOOK_LEAST_S
+            else:
+                look_s = min(2 * look_s, LOOK_MOST_S)
+        return False
 
     def _handle(self, position: Position) -> None:
         """Everything up to ``position`` was passed by the consumer."""
@@ -174,7 +184,7 @@ class ChangeFeed:
             self._store(self._handled)
         with self._named():
             piece = self._read(engine)
-        changes = deque(self._change(engine, found) for found in piece.changes)
+        changes = deque(self._made(engine, piece.changes))
         self._piece = changes, piece.stand, piece.saw_change
         if changes:
             return True
@@ -200,17 +210,21 @@ class ChangeFeed:
             with engine.index.reading() as txn:
                 return read_on(engine, txn, self._prefix, stand)
 
-    def _change(self, engine: Engine, found: Found) -> Change:
-        entry = found.entry
-        assert entry is not None
-        position = position_of(engine, found.moment)
-        time_ = instant(found.time_ms) or EPOCH
-        key = entry.key.decode()
-        if entry.kind == PUT:
-            read = self._values.reader(position, key, entry)
-            return Change(position, time_, "put", key, instant(entry.expires_ms), None, read)
-        reason = REASONS.get(entry.flags, "user")
-        return Change(position, time_, "delete", key, None, reason, _nothing)
+    def _made(self, engine: Engine, entries: Iterable[Found]) -> Iterator[Change]:
+        """The changes that entries of the log make."""
+        read, last_seq, timeline, time_ = self._values.reader, 0, 0, EPOCH
+        for (seq, n), time_ms, _, _, _, entry in entries:
+            assert entry is not None
+            if seq != last_seq:
+                last_seq, timeline = seq, engine.timeline_of(seq)
+                time_ = instant(time_ms) or EPOCH
+            position, key = Position(seq, n, timeline), entry.key.decode()
+            if entry.kind == PUT:
+                ends, value = instant(entry.expires_ms), read(position, key, entry)
+                yield Change(position, time_, "put", key, ends, None, value)
+            else:
+                reason = REASONS.get(entry.flags, "user")
+                yield Change(position, time_, "delete", key, None, reason, _nothing)
 
     def _wait(self, look_s: float, end_s: float) -> bool:
         """Wait for a write to the index; whether there may have been one."""

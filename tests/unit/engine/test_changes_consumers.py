@@ -396,12 +396,11 @@ def test_one_that_must_begin_anew_holds_nothing_back(small, clock):
 
 
 def test_one_under_way_since_the_beginning_may_stop_and_go_on_below_the_floor(small):
+    small.save_many({f"early{number}": number for number in range(10)})
     bury(small)
-    assert floor(small) > 3
-    small.save_many({f"new{number}": number for number in range(30)})
     with small.changes(consumer="me") as feed:
         first = keys(itertools.islice(feed, 2))
-    assert small.consumers()["me"].position.seq < floor(small) or len(first) == 2
+    assert small.consumers()["me"].position.seq < floor(small)
     rest = keys(small.changes(consumer="me"))
     assert set(first + rest) >= set(small.keys())
     assert small.consumers()["me"].position.n == COMMIT_END

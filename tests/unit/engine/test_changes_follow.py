@@ -233,7 +233,7 @@ def test_a_map_that_another_thread_grows_is_followed(store, monkeypatch):
 def test_an_interrupt_while_reading_loses_nothing(store, monkeypatch):
     store.save_many({f"k{number}": 1 for number in range(10)})
     feed = store.changes(follow=True, timeout=0)
-    real, tries = feeds.position_of, itertools.count(1)
+    real, tries = feeds.instant, itertools.count(1)
 
     def interrupted(*arguments):
         if next(tries) == 5:
@@ -241,7 +241,7 @@ def test_an_interrupt_while_reading_loses_nothing(store, monkeypatch):
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(feeds, "position_of", interrupted)
+        patch.setattr(feeds, "instant", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(feed)
     assert keys(feed) == [f"k{number}" for number in range(10)]
