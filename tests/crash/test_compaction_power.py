@@ -20,8 +20,10 @@ import pytest
 from xxhash import xxh3_128_hexdigest
 
 from kvsage import KvsageError, LMDBStore
-from kvsage.engine.pace import Pace
+from kvsage.engine import compaction
+from kvsage.engine.pace import UNPACED, Pace
 from kvsage.index.keydir import CONTENT_ROOT
+from kvsage.index.segments import get_meta, listed_segments
 from kvsage.log.format import CONTENT_KEY
 from tests.support.clock import FakeClock
 from tests.support.power import PowerCut, PowerDisk, Unhurried, put
@@ -115,7 +117,8 @@ class History:
         verbs = {
             self.write: 60,
             self.sweep: 4,
-            self.compact: 8,
+            self.compact: 6,
+            self.compact_some: 8,
             self.look: 6,
             self.checkpoint: 4,
             self.sync: 3,
@@ -206,6 +209,19 @@ class History:
     def compact(self):
         self.sweep()  # both begin with it
         self.engine.upkeep.compact(Interrupting(self.between))
+
+    def compact_some(self):
+        """Any of the sealed files, as upkeep would hardly choose them."""
+        held = self.engine.upkeep
+        with held.lock.waiting():
+            compaction.finish(self.engine, UNPACED)
+            with self.engine.index.reading() as txn:
+                active = get_meta(txn).segment
+                sealed = [segment for segment, _ in listed_segments(txn) if segment != active]
+            if sealed:
+                some = self.chance.sample(sealed, self.chance.randint(1, min(3, len(sealed))))
+                held.compact_held(some, Interrupting(self.between))
+                compaction.reclaim(self.engine)
 
     def look(self):
         self.sweep()
