@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kvsage import ConfigError, CorruptionError, ValueTooLargeError
+from kvsage import ConfigError, CorruptionError, StoreFullError, ValueTooLargeError
 from kvsage.engine import eviction
 from kvsage.engine.pace import Pace, Stopped
 from kvsage.engine.reads import SLOTS, Reads
@@ -343,6 +343,46 @@ def test_it_stops_when_the_pace_says_so_and_the_next_pass_finishes(bounded):
     assert log_bytes(store) > BYTES_MAX
     store.sweep()
     assert log_bytes(store) <= BYTES_MAX
+
+
+def test_no_room_for_the_copy_is_an_error_and_the_next_pass_finishes(bounded):
+    class NoCopies(Disk):
+        full = False
+
+        def open(self, path, *, write=False, create=False):
+            if self.full and create and ".cpy" in path.name:
+                raise StoreFullError("no space left: the double is full")
+            return super().open(path, write=write, create=create)
+
+    disk = NoCopies()
+    store = bounded(disk=disk)
+    last = fill_up(store)
+    assert store.load(name(0)) is not None
+    disk.full = True
+    with pytest.raises(StoreFullError):
+        store.sweep()
+    left = list(store.keys())
+    assert left[0] == name(0)
+    assert left[-1] == name(last - 1)
+    disk.full = False
+    store.sweep()
+    assert list(store.keys()) == left  # enough had been evicted
+    assert log_bytes(store) <= BYTES_MAX
+    report = store.verify(deep=True)
+    assert report.ok, report.problems
+    store.close()
+
+
+def test_a_forked_child_marks_too(bounded):
+    store = bounded()
+    fill_up(store)
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if store.load(name(0)) is not None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert store.sweep() > 0
+    assert store.exists(name(0))
+    assert not store.exists(name(1))
 
 
 def test_a_damaged_file_stops_nothing_for_good(tmp_path, bounded):

@@ -1,12 +1,14 @@
 """The sweep removes what has expired, nothing else, and leaves deletions marked as its own."""
 
+import math
 import shutil
 
 import pytest
 
-from kvsage import ReadOnlyStoreError, TransactionStateError
+from kvsage import ReadOnlyStoreError, StoreFullError, TransactionStateError
 from kvsage.engine import sweep as sweeping
 from kvsage.engine.pace import Pace, Stopped
+from kvsage.fs import Disk
 from kvsage.index.keydir import decode_row
 from kvsage.log.format import EXPIRED
 
@@ -153,6 +155,35 @@ def test_it_stops_when_the_pace_says_so_and_the_next_run_finishes(store, clock, 
         sweeping.sweep(store._engine, Stopping())
     assert store.stats().keys == 20
     assert store.sweep() == 20
+
+
+class FillingDisk(Disk):
+    """A disk that has no room for one write, after ``left`` others."""
+
+    left = -1
+
+    def write(self, fd, parts, offset):
+        self.left -= 1
+        if self.left == -1:
+            raise StoreFullError("no space left: the double is full")
+        super().write(fd, parts, offset)
+
+
+def test_a_full_disk_leaves_the_rest_for_the_next_run(new_store, clock, monkeypatch):
+    monkeypatch.setattr(sweeping, "BATCH_KEYS", 10)
+    disk = FillingDisk()
+    store = new_store(disk=disk, upkeep_interval=math.inf)
+    store.save_many({f"k{number:02}": number for number in range(30)}, ttl=5)
+    store.save("permanent", 1)
+    clock.now += 10
+    disk.left = 1
+    with pytest.raises(StoreFullError):
+        store.sweep()
+    assert (store.stats().keys, store.count()) == (21, 1)
+    assert store.sweep() == 20
+    report = store.verify(deep=True)
+    assert report.ok, report.problems
+    store.close()
 
 
 def test_it_is_due_from_the_first_expiry_on(store, clock):
