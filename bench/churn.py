@@ -228,10 +228,10 @@ def waits(report: Report, written: Written, alone: Written) -> None:
 
 def afterwards(report: Report, records: Records, store: LMDBStore, written: Written) -> None:
     """What is there when all is done."""
-    metrics = store._engine.metrics  # noqa: SLF001  # of this process since it opened the store
+    done = store.stats().process
     average = records.live_bytes / len(records.keys)
-    report.figure("compactions", metrics.compactions)
-    copied = metrics.copied_bytes / (written.records * average)
+    report.figure("compactions", done.compactions)
+    copied = done.compaction_bytes_copied / (written.records * average)
     report.figure("bytes copied by compaction for each that was written", copied)
     begun = perf_counter()
     store.compact()
@@ -240,9 +240,16 @@ def afterwards(report: Report, records: Records, store: LMDBStore, written: Writ
     ratio = log / records.live_bytes
     report.verdict("log / live entries after compact()", ratio, (1.3,), at_most=True)
     report.figure("log / keys and values after compact()", log / records.user_bytes)
+    sound(report, store)
     wrong = records.wrong(store)
     report.verdict("keys that do not hold what was saved last", wrong, (0,), at_most=True)
+
+
+def sound(report: Report, store: LMDBStore) -> None:
+    """That every byte checks, and upkeep met no error."""
     problems = store.verify(deep=True).problems
     report.verdict("problems that verify(deep=True) finds", len(problems), (0,), at_most=True)
-    for problem in problems[:5]:
+    error = store.stats().process.upkeep_error
+    report.verdict("errors that upkeep met", int(error is not None), (0,), at_most=True)
+    for problem in (*problems[:5], *([] if error is None else [error])):
         print(f"      {problem}")

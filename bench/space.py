@@ -64,7 +64,7 @@ def overwritten(report: Report, base: Path, _: argparse.Namespace) -> None:
         report.figure("live entries", live / 1e6, " MB")
         report.verdict("log / live entries", log / live, (1.3,), at_most=True)
         report.figure("index", stats.index_bytes / 1e6, " MB")
-        report.figure("checkpoint", (path / "index.checkpoint").stat().st_size / 1e6, " MB")
+        report.figure("checkpoint", stats.checkpoint_bytes / 1e6, " MB")
     for what, gone in (
         ("open, clean", ()),
         ("rebuild of the index", ("INDEX", "index.checkpoint")),
@@ -94,9 +94,8 @@ def bounded(report: Report, base: Path, _: argparse.Namespace) -> None:
         report.figure("log / bytes_max, median", median(sums) / BOUND_BYTES)
         report.figure("a load took, with the save of what was not there", took * 1e6, " us")
         report.figure("keys held, median of the second half", median(held))
-        report.figure("keys evicted", store._engine.metrics.evicted)  # noqa: SLF001
-        problems = store.verify(deep=True).problems
-        report.verdict("problems that verify(deep=True) finds", len(problems), (0,), at_most=True)
+        report.figure("keys evicted", store.stats().process.evicted)
+        churn.sound(report, store)
     half = CACHE_LOADS // 2
     rate = sum(hits[half:]) / half
     report.figure("hit rate", rate)
