@@ -94,8 +94,10 @@ class Laters:
                 self._thread.start()
             self._queued.append(later)
             gate.waiting.append(later)
-        if not gate.held:
-            later.wake()
+        with contextlib.suppress(IndexError):  # done already
+            # The thread sleeps where it found none, and watches the deadline of the first.
+            if self._queued[0] is later or not gate.held:
+                later.wake()
         return later.future
 
     def _run(self) -> None:
