@@ -403,7 +403,7 @@ class LMDBMachine(RuleBasedStateMachine):
         self.forget_expired()  # it sweeps first
         stats = self.store.stats()
         assert stats.log_bytes == report.bytes_after
-        assert stats.dead_bytes <= 100  # what a RETIRE itself takes
+        assert stats.dead_bytes <= 52 * max(1, report.files_compacted)  # what RETIREs take
         if not self.snapshots:
             assert report.files_waiting == 0
             on_disk = {path.name for path in (self.path / "log").iterdir()}
