@@ -7,6 +7,8 @@ import random
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvsage import (
     ChangesLostError,
@@ -51,6 +53,10 @@ def sound(new_store):
 
 def told(feed):
     return [(change.kind, change.key, change.reason) for change in feed]
+
+
+def keys(feed):
+    return [change.key for change in feed]
 
 
 class Churn:
@@ -334,7 +340,7 @@ def test_what_was_lost_with_a_tail_is_refused_and_what_stayed_is_not(tmp_path, c
         changes = list(store.changes())
         end = store.stats().log_bytes
     (segment,) = list_files(store._engine.disk, path / "log").values()
-    length = len(b"".join([b"x" * (56 + 32 + 2 + 1)]))
+    length = 56 + 32 + 2 + 1
     data = segment.read_bytes()
     (path / "INDEX").unlink()
     at = data.rindex(b"k3") - 32 - 56
@@ -586,3 +592,68 @@ def test_a_missing_file_of_the_log_is_reported(small):
 def test_a_prefix_is_text(store):
     with pytest.raises(InvalidKeyError):
         store.changes(prefix=b"a")
+
+
+# -- after a repair, and a restore --------------------------------------------------------------
+
+
+def test_after_a_repair_that_lost_something_everybody_begins_anew(tmp_path, new_store, clock):
+    store = new_store("damaged", upkeep_interval=math.inf)
+    for number in range(6):
+        store.save_many({f"k{number}": number, f"m{number}": number})
+    store.save("last", 1)
+    changes = list(store.changes())
+    keys(store.changes(consumer="me"))
+    store.close()
+    (path,) = (tmp_path / "damaged" / "log").iterdir()
+    at = path.read_bytes().index(b"k3")
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xfa\xfa")
+    (tmp_path / "damaged" / "INDEX").unlink()
+    assert not LMDBStore.repair(tmp_path / "damaged", clock=clock).dry_run
+    store = new_store("damaged", upkeep_interval=math.inf)
+    for change in changes[:-1]:
+        with pytest.raises(ChangesLostError):
+            store.changes(change.position)
+    # From the beginning all is told that could be saved, in its order, and at most once.
+    told = list(store.changes())
+    assert [change.position for change in told] == sorted({change.position for change in told})
+    last = {change.key: change.kind for change in told}
+    assert {key for key, kind in last.items() if kind == "put"} == set(store.keys())
+    assert {change.key for change in changes} - {"k3"} <= last.keys()
+    assert store.verify(deep=True).problems == ()
+
+
+def test_a_restore_refuses_positions_that_came_after_its_backup(tmp_path, new_store, clock):
+    store = new_store("original", upkeep_interval=math.inf)
+    store.save("a", 1)
+    with store.changes(consumer="me") as feed:
+        before = keys(feed)
+    kept = store.position()
+    store.backup(tmp_path / "backups")
+    store.save("b", 2)
+    lost = store.position()
+    store.close()
+    LMDBStore.restore(tmp_path / "backups", tmp_path / "restored")
+    restored = new_store("restored", upkeep_interval=math.inf)
+    restored.save_many({"c": 1, "d": 1})
+    restored.save("e", 1)
+    assert before == ["a"]
+    assert keys(restored.changes(kept)) == ["c", "d", "e"]
+    assert keys(restored.changes(consumer="me")) == ["c", "d", "e"]
+    with pytest.raises(ChangesLostError, match="history"):
+        restored.changes(lost)
+    assert restored.verify(deep=True).problems == ()
+
+
+@given(
+    st.builds(
+        Position,
+        st.integers(0, (1 << 64) - 1),
+        st.integers(0, COMMIT_END) | st.just(COMMIT_END),
+        st.integers(0, (1 << 64) - 1),
+    )
+)
+def test_a_position_and_its_text(position):
+    assert Position.parse(str(position)) == position
