@@ -24,8 +24,7 @@ from __future__ import annotations
 
 import heapq
 import secrets
-import time
-from itertools import chain
+from itertools import chain, islice
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
@@ -89,12 +88,12 @@ Result = TypeVar("Result")
 
 CHUNK = 128  # entries judged in one read transaction
 BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece, beside readers
-STEP_S = 0.004  # how long one step may hold the writer gate
-STEP_LOOK = 32  # rows between two looks at the time
+RUN_ROWS = 1024  # sorted in one go
+STEP_ROWS = 512  # moved behind the writer gate in one go: 2 ms or so
 
 PLACE = Struct("<II")  # file id and offset, with which every row of an entry begins
 PLACE_AND_SEQ = Struct("<IIIQ")
-MOVED = Struct("<BQII")  # kind, seq, offset in the copy, length; the key follows
+MOVED = Struct("<BQII")  # kind, seq, offset in the copy, length; behind the key
 
 
 Live: TypeAlias = tuple[int, int, int, int, bytes, bytes]
@@ -274,7 +273,7 @@ class Copy:
         judged_seq: the seq at which the judging began.
         last_seq: the highest seq of an entry.
         entry_bytes: bytes of its entries without ORIGINS.
-        moved: ``MOVED`` and key of every entry.
+        moved: key and ``MOVED`` of every entry.
     """
 
     def __init__(self, segment: int, sources: Sequence[int], start: int, judged_seq: int) -> None:
@@ -291,7 +290,7 @@ class Copy:
         head = encode_entry(LogEntry(0, 0, ORIGINS, 0, b"", origins))
         offset = self.end + BATCH_BYTES + len(head)
         for seq, _, _, kind, key, framed in entries:
-            self.moved.append(MOVED.pack(kind, seq, offset, len(framed)) + key)
+            self.moved.append(key + MOVED.pack(kind, seq, offset, len(framed)))
             offset += len(framed)
         self.entry_bytes += offset - self.end - BATCH_BYTES - len(head)
         last_seq, _, time_ms, _, _, _ = entries[-1]
@@ -422,24 +421,26 @@ def _join(engine: Engine, copy: Copy) -> None:
 
 
 def _move_rows(engine: Engine, copy: Copy, pace: Pace) -> None:
-    """Lead every row to the copy that still leads to an entry that was copied."""
-    done = 0
-    while done < len(copy.moved):
-        first = done
-        done = _change(engine, lambda txn: _move_some(engine.index, txn, copy, first))  # noqa: B023
+    """Lead every row to the copy that still leads to an entry that was copied.
+
+    In the order of the keys, since rows that stand side by side change a page together: that halves
+    what it costs. Sorted in runs, because a sort lets nobody in.
+    """
+    runs = []
+    for first in range(0, len(copy.moved), RUN_ROWS):
+        runs.append(sorted(copy.moved[first : first + RUN_ROWS]))
+        pace.breathe()
+    moved = heapq.merge(*runs)
+    while some := list(islice(moved, STEP_ROWS)):
+        _change(engine, lambda txn: _move_some(engine.index, txn, copy, some))
         pace.breathe()
 
 
-def _move_some(index: Index, txn: Txn, copy: Copy, first: int) -> int:
-    """Move rows for a few milliseconds; how far it came."""
-    until, position = time.perf_counter() + STEP_S, first
+def _move_some(index: Index, txn: Txn, copy: Copy, moved: Sequence[bytes]) -> None:
     freed: dict[int, int] = {}
-    for position in range(first, len(copy.moved)):
-        if not position % STEP_LOOK and position > first and time.perf_counter() >= until:
-            break
-        data = copy.moved[position]
-        kind, seq, offset, length = MOVED.unpack_from(data)
-        key = data[MOVED.size :]
+    for data in moved:
+        key = data[: -MOVED.size]
+        kind, seq, offset, length = MOVED.unpack_from(data, len(key))
         db = database(index, kind, key)
         row = txn.get(key, None, db)
         if row is None:
@@ -448,12 +449,9 @@ def _move_some(index: Index, txn: Txn, copy: Copy, first: int) -> int:
         if its_seq == seq and segment in copy.sources:
             txn.put(key, PLACE.pack(copy.segment, offset) + row[PLACE.size :], db=db)
             freed[segment] = freed.get(segment, 0) + length
-    else:
-        position = len(copy.moved)
     _count(txn, copy.segment, -sum(freed.values()))
     for segment, length in freed.items():
         _count(txn, segment, length)
-    return position
 
 
 def _count(txn: Txn, segment: int, dead_bytes: int) -> None:
@@ -568,7 +566,7 @@ def _moved(engine: Engine, segment: int, row: SegmentRow) -> list[bytes]:
             if kind in MOVING:
                 at = batch.offset + BATCH_BYTES + offset
                 key = framed[ENTRY_BYTES : ENTRY_BYTES + key_length]
-                moved.append(MOVED.pack(kind, seq, at, len(framed)) + key)
+                moved.append(key + MOVED.pack(kind, seq, at, len(framed)))
     if end != row.end:
         raise CorruptionError("a batch does not check", segment=segment, offset=end)
     return moved

@@ -27,6 +27,7 @@ from kvsage.index.segments import (
     get_meta,
     listed_segments,
 )
+from kvsage.log.format import FileKind
 from kvsage.types import CompactionReport
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from kvsage.engine.compaction import Compacted
     from kvsage.engine.engine import Engine
+    from kvsage.index.segments import SegmentRow
 
 DELETIONS_LEAST = 10_000
 CHECKPOINT_BYTES = 64 << 20  # of log since the last one, or twice the index if that is more
@@ -257,11 +259,9 @@ class Upkeep:
         with engine.index.reading() as txn:
             meta = get_meta(txn)
             assert meta is not None
-            grown = 0
-            for segment, row in listed_segments(txn):
-                whole = filled(row, meta) if segment == meta.segment else row
-                if whole.last_seq > since_seq:
-                    grown += whole.end - whole.start
+            rows = dict(listed_segments(txn))
+        rows[meta.segment] = filled(rows[meta.segment], meta)
+        grown = sum(_bytes_since(row, since_seq) for row in rows.values())
         return grown > max(CHECKPOINT_BYTES, 2 * index_bytes)
 
     def checkpoint_held(self) -> None:
@@ -303,3 +303,13 @@ class Upkeep:
                 (meta.offset if segment == meta.segment else row.end) - row.start
                 for segment, row in listed_segments(txn)
             )
+
+
+def _bytes_since(row: SegmentRow, seq: int) -> float:
+    """About how much of a file a recovery reads that begins at a checkpoint with ``seq``."""
+    size = row.end - row.start
+    if row.after_seq >= seq:
+        return size  # begun, or judged, after it
+    if row.kind == FileKind.COPY or row.last_seq <= seq:
+        return 0
+    return size * (row.last_seq - seq) / (row.last_seq - row.after_seq)

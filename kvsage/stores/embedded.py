@@ -11,10 +11,16 @@ from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
 from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
-from kvsage.engine.reading import Loader, MarkingLoader
+from kvsage.engine.reading import LOOKS, Loader, MarkingLoader
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
-from kvsage.errors import ConfigError, ReadOnlyStoreError, StoreClosedError, UnsupportedError
+from kvsage.errors import (
+    ConfigError,
+    ReadOnlyStoreError,
+    StoreClosedError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
 from kvsage.fs import POSIX, Disk
 from kvsage.options import OptionArguments, StoreOptions
 from kvsage.store import Transaction, TransactionalStore, encode_key
@@ -128,6 +134,21 @@ class LMDBStore(TransactionalStore):
     def load(self, key: str, default: Any = None) -> Any:
         return self._load(key, default)
 
+    def _look(self, read: Callable[[EngineSnapshot], Result]) -> Result:
+        """What one look at the store gives.
+
+        Another thread that grows the index's map ends every transaction of this process, so a look
+        of its own begins again.
+        """
+        for _ in range(LOOKS):
+            try:
+                with self.snapshot() as view:
+                    return read(view)
+            except StoreUnavailableError:
+                continue
+        with self.snapshot() as view:
+            return read(view)
+
     def _reading(self) -> Engine:
         if self._closed or self._engine.inherited:
             self._look_again()
@@ -140,33 +161,28 @@ class LMDBStore(TransactionalStore):
 
     @override
     def exists(self, key: str) -> bool:
-        with self.snapshot() as view:
-            return view.exists(key)
+        return self._look(lambda view: view.exists(key))
 
     @override
     def entry(self, key: str) -> Entry | None:
-        with self.snapshot() as view:
-            return view.entry(key)
+        return self._look(lambda view: view.entry(key))
 
     @override
     def ttl(self, key: str) -> float | None:
-        with self.snapshot() as view:
-            return view.ttl(key)
+        return self._look(lambda view: view.ttl(key))
 
     @override
     def load_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        with self.snapshot() as view:
-            return view.load_many(keys)
+        wanted = list(keys)
+        return self._look(lambda view: view.load_many(wanted))
 
     @override
     def load_range(self, key: str, start: int = 0, stop: int | None = None) -> list[Any]:
-        with self.snapshot() as view:
-            return view.load_range(key, start, stop)
+        return self._look(lambda view: view.load_range(key, start, stop))
 
     @override
     def count(self, prefix: str = "") -> int:
-        with self.snapshot() as view:
-            return view.count(prefix)
+        return self._look(lambda view: view.count(prefix))
 
     @override
     def keys(

@@ -31,8 +31,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(upkeep, "CHECKPOINT_BYTES", 6000)
     monkeypatch.setattr(compaction, "CHUNK", 3)
     monkeypatch.setattr(compaction, "BATCH_BYTES_MAX", 300)
-    monkeypatch.setattr(compaction, "STEP_LOOK", 1)
-    monkeypatch.setattr(compaction, "STEP_S", 0)
+    monkeypatch.setattr(compaction, "STEP_ROWS", 1)
     monkeypatch.setattr(compaction, "WORTH_BYTES", 200)
     monkeypatch.setattr(engine, "EASE_MOST_S", 0)  # writers wait for nobody
     monkeypatch.setattr(Index, "sync", lambda _: None)

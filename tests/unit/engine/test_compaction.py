@@ -557,8 +557,7 @@ def test_a_content_that_more_keys_refer_to_meanwhile(store, monkeypatch):
 def test_writes_between_all_steps(store, monkeypatch, every):
     monkeypatch.setattr(compaction, "CHUNK", 3)
     monkeypatch.setattr(compaction, "BATCH_BYTES_MAX", 100)
-    monkeypatch.setattr(compaction, "STEP_LOOK", 1)
-    monkeypatch.setattr(compaction, "STEP_S", 0)
+    monkeypatch.setattr(compaction, "STEP_ROWS", 1)
     expected = {f"k{number:02}": number for number in range(40)}
     store.save_many(expected)
     for number in range(0, 40, 3):
@@ -608,8 +607,7 @@ def test_an_account_that_does_not_add_up_stops_it(store, monkeypatch):
 @pytest.mark.parametrize("breath", [1, 3, 5, 8])
 def test_it_stops_when_the_pace_says_so_and_the_next_run_finishes(store, monkeypatch, breath):
     monkeypatch.setattr(compaction, "CHUNK", 5)
-    monkeypatch.setattr(compaction, "STEP_LOOK", 1)
-    monkeypatch.setattr(compaction, "STEP_S", 0)
+    monkeypatch.setattr(compaction, "STEP_ROWS", 1)
     for _ in range(2):
         store.save_many({f"k{number:02}": number for number in range(20)})
     file = seal(store)
