@@ -15,6 +15,7 @@ from kvsage.fs import POSIX
 from kvsage.fs.locks import (
     TURNS_BEFORE_NEXT,
     LockFile,
+    Waiter,
     WriterGate,
     identity,
     try_lock,
@@ -242,6 +243,59 @@ def test_another_thread_waits_until_the_first_has_left(new_gate):
     gate.leave()
     thread.join(PATIENCE_S)
     assert order == ["first", "second"]
+
+
+def test_threads_get_in_as_they_came(new_gate):
+    gate = new_gate()
+    order = []
+
+    def work(number):
+        gate.enter()
+        order.append(number)
+        gate.leave()
+
+    gate.enter()
+    threads = []
+    for number in range(6):
+        threads.append(threading.Thread(target=work, args=(number,)))
+        threads[-1].start()
+        until(lambda number=number: len(gate.waiting) > number)
+    assert not run(gate.enter_now)  # nobody overtakes them
+    gate.leave()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert order == list(range(6))
+
+
+def test_who_waits_gets_in_when_a_turn_is_surrendered(new_gate):
+    gate = new_gate()
+    run(gate.enter)  # by a thread that has ended since
+    results = []
+    thread = threading.Thread(target=lambda: results.append(gate.enter() or gate.leave()))
+    thread.start()
+    until(lambda: gate.waiting)
+    gate.surrender()
+    thread.join(PATIENCE_S)
+    assert results == [None]
+    assert not gate.waiting
+    assert not gate.held
+
+
+def test_a_thread_that_gives_up_leaves_the_queue_and_wakes_the_next(new_gate):
+    gate = new_gate()
+    gate.enter()
+    first = Waiter(gate.deadline())
+    gate.waiting.append(first)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(gate.enter() or gate.leave()))
+    thread.start()
+    until(lambda: len(gate.waiting) > 1)
+    gate.leave()  # wakes the first, which does nothing about it
+    assert results == []
+    gate.withdraw(first)
+    gate.withdraw(first)
+    thread.join(PATIENCE_S)
+    assert results == [None]
 
 
 def test_a_thread_that_waits_too_long_is_told(new_gate):
