@@ -454,16 +454,16 @@ def moment_of(engine: Engine, since: Position | str | tuple[int, int] | int | No
     if isinstance(since, str):
         since = Position.parse(since)
     if isinstance(since, Position):
-        if since.timeline != engine.timeline_of(since.seq):
-            raise ChangesLostError(
-                f"position {since} belongs to a history that this store does not have: another "
-                f"store's, or one whose end was lost; {RESYNC}"
-            )
-        return since[:2]
-    pair = (since, COMMIT_END) if isinstance(since, int) else _pair(since)
-    seq, n = pair
+        (seq, n), timeline = since[:2], since.timeline
+    else:
+        (seq, n), timeline = (since, COMMIT_END) if isinstance(since, int) else _pair(since), None
     if not (_is_number(seq, SEQ_MAX) and _is_number(n, COMMIT_END)):
         raise ConfigError(f"since is a position, its text, (seq, n) or a seq, not {shown(since)}")
+    if timeline not in {None, engine.timeline_of(seq)}:
+        raise ChangesLostError(
+            f"position {since} belongs to a history that this store does not have: another "
+            f"store's, or one whose end was lost; {RESYNC}"
+        )
     return (seq, n)
 
 

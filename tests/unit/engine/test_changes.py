@@ -305,6 +305,8 @@ def test_where_a_feed_stands(store):
     [
         *("", "1", "1.2", "a@b", "1.5000000000@0123456789abcdef", "pending-1@0123456789abcdef"),
         *(1.5, -1, (1,), (1, 2, 3), (-1, 0), (1, -1), (1, 1 << 32), (1 << 64, 0), b"1", True),
+        Position(-1, 0, 0),
+        Position("1", 0, 0),
     ],
 )
 def test_what_is_no_position_is_refused(store, since):
