@@ -638,7 +638,7 @@ FILE_GARBAGE_SHARE = 1 / 2  # of one file
 JOINED_SHARE = 1 / 8  # files smaller than this share of a segment are put together
 JOINED_FILES = 8  # as soon as there are so many of them
 SOURCES_MAX = 64
-WORTH_BYTES = 64 << 10  # less garbage than this is not worth a copy
+WORTH_BYTES = 16 << 10  # less garbage than this is not worth a copy
 
 
 def choose(engine: Engine, damaged: Collection[int | None] = ()) -> list[int]:
