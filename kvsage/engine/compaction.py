@@ -700,6 +700,18 @@ def seal(engine: Engine) -> None:
     _change(engine, step)
 
 
+def wholly_dead(engine: Engine) -> list[int]:
+    """Sealed files that hold nothing live: they go without a copy, on a full disk too."""
+    with engine.index.reading() as txn:
+        meta = get_meta(txn)
+        assert meta is not None
+        return [
+            segment
+            for segment, row in listed_segments(txn)
+            if segment != meta.segment and row.dead_bytes == row.entry_bytes
+        ]
+
+
 def everything(engine: Engine) -> list[list[int]]:
     """Every sealed file that holds garbage or deletions, in groups that each make one copy.
 

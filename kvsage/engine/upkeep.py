@@ -18,7 +18,7 @@ from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import Pace, Stopped
 from kvsage.engine.rotation import filled
-from kvsage.errors import CorruptionError, KvsageError, StoreLockedError
+from kvsage.errors import CorruptionError, KvsageError, StoreFullError, StoreLockedError
 from kvsage.fs.locks import LockFile, try_lock, unlock, wait_for_lock
 from kvsage.index.segments import (
     JOINING,
@@ -239,7 +239,8 @@ class Upkeep:
         """Compact every sealed file that holds garbage or deletions."""
         engine = self._engine
         if engine.checkpoint_path.exists():
-            self.checkpoint_held()  # no deletion is kept for an old one's sake
+            with contextlib.suppress(StoreFullError):
+                self.checkpoint_held()  # no deletion is kept for an old one's sake
         done = [self.compact_held(group, pace) for group in compaction.everything(engine)]
         with engine.index.reading() as txn:
             self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
@@ -281,8 +282,12 @@ class Upkeep:
             compaction.finish(engine, pace)
             self._sweep_and_evict(pace)
             before = self._log_bytes()
+            done = []
+            if dead := compaction.wholly_dead(engine):
+                done.append(self.compact_held(dead, pace))
+                self._reclaim()
             compaction.seal(engine)
-            done = self._compact_everything(pace)
+            done += self._compact_everything(pace)
             waiting = self._reclaim()
             if self._checkpoint_due():
                 self.checkpoint_held()
