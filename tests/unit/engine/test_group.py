@@ -465,7 +465,7 @@ def test_touch_refers_to_the_same_content_and_counts_no_reference(store, clock):
     assert sound(store)
 
 
-def test_touch_makes_room_for_what_it_finds(new_store):
+def test_touch_makes_room_for_what_it_finds(new_store, tmp_path):
     large = os.urandom(50_000)
     store = new_store(content_bytes_min=1 << 20, segment_bytes_max=1 << 16)
     store.save("k", large)
@@ -473,6 +473,8 @@ def test_touch_makes_room_for_what_it_finds(new_store):
         assert store.touch("k", ttl)
     assert store.load("k") == large
     assert store.ttl("k") == 20
+    sizes = [file.stat().st_size for file in (tmp_path / "store" / "log").iterdir()]
+    assert max(sizes) <= 1 << 16  # each found the segment full, and began another
     assert sound(store)
 
 
