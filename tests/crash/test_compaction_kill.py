@@ -211,6 +211,33 @@ def test_who_had_it_open_finishes_the_work(path, opened, fork, child, when):
         nothing_left(store)
 
 
+@WHEN
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["no checkpoint", "checkpoint"])
+def test_at_each_step_of_a_recovery_that_finds_retired_files(path, opened, fork, when, checkpoint):
+    """They go with it, or with the next compaction."""
+    template = path.with_name("template")
+    with opened() as store:
+        expected = churn(store, 1)
+        if checkpoint:
+            store.checkpoint()
+        with store.snapshot() as view:
+            assert dict(view.items()) == expected
+            assert store.compact().files_waiting > 2
+            # Not the index: nobody but its library may open the file of its locks meanwhile.
+            shutil.copytree(path, template, ignore=shutil.ignore_patterns("index"))
+
+    def begin(number):
+        return shutil.copytree(template, path.with_name(f"copy{number}"))
+
+    def work(place, disk, say):
+        opened(place, disk=disk).close()
+
+    for place, _, _ in each_step(fork, when, begin, work):
+        with opened(place) as store:
+            finishes(store, expected)
+        shutil.rmtree(place)
+
+
 def killed_in(fork, opened, name, number, *, after):
     """A compaction that dies before or after the n-th call of a function; whether it did."""
 
