@@ -3,11 +3,12 @@
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from kvsage import CorruptionError, LMDBStore, TransactionStateError
+from kvsage import CorruptionError, LMDBStore, StoreLockedError, TransactionStateError
 from kvsage.engine import compaction
 from kvsage.engine.compaction import choose, everything
 from kvsage.engine.pace import UNPACED, Pace, Stopped
@@ -43,6 +44,7 @@ from kvsage.log.segment import inspect, list_files, segment_path
 
 TEXT = "to be or not to be, that is the question. " * 200
 NOISE = os.urandom(3000)
+PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -658,6 +660,44 @@ def test_not_inside_a_transaction_of_the_same_thread(store):
     with store.transaction(), pytest.raises(TransactionStateError):
         store.compact()
     assert store.load("k") == 1
+
+
+@pytest.mark.parametrize("step", ["_join", "_move_rows", "_retire", "_forget"])
+def test_a_writer_that_holds_the_gate_too_long(new_store, monkeypatch, step):
+    """The compaction gives up where it is, the writer is not disturbed, the next run finishes."""
+    store = new_store("store", lock_timeout=0.05)
+    store.save_many({f"k{number}": number for number in range(5)})
+    store.delete("k0")
+    store.save("k1", "newer")
+    go, holding, over = threading.Event(), threading.Event(), threading.Event()
+    real = getattr(compaction, step)
+
+    def beside():
+        assert go.wait(PATIENCE_S)
+        with store.transaction() as tx:
+            tx.save("k2", "by the writer")
+            holding.set()
+            assert over.wait(PATIENCE_S)
+
+    def held_up(*arguments):
+        go.set()
+        assert holding.wait(PATIENCE_S)
+        return real(*arguments)
+
+    monkeypatch.setattr(compaction, step, held_up)
+    writer = threading.Thread(target=beside)
+    writer.start()
+    with pytest.raises(StoreLockedError):
+        store.compact()
+    over.set()
+    writer.join(PATIENCE_S)
+    monkeypatch.undo()
+    expected = {"k1": "newer", "k2": "by the writer", "k3": 3, "k4": 4}
+    assert dict(store.items()) == expected
+    assert store.verify(deep=True).ok
+    assert store.compact().files_waiting == 0
+    assert dict(store.items()) == expected
+    assert not [row for row in rows(store).values() if row.state == JOINING]
 
 
 # -- files that go ------------------------------------------------------------------------------
