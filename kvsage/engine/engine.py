@@ -1,14 +1,12 @@
 """One open store: its files, locks and index. It opens, delegates, and closes.
 
-A process has one engine for each store, however many handles it opens, because LMDB and ``flock``
-both count by process; ``acquire`` and ``release`` keep the count. After a fork the child lets go of
-what it inherited without touching it (its descriptors are closed, never unlocked; the index is
-abandoned, never closed) and opens the store anew on first use.
+A process has one engine for each store, however many handles it opens (``sharing.py``). After a
+fork the child lets go of what it inherited without touching it (its descriptors are closed, never
+unlocked; the index is abandoned, never closed) and opens the store anew on first use.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import re
@@ -22,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 from kvsage.engine.commit import Committer
 from kvsage.engine.consumers import oldest_needed
 from kvsage.engine.content import Mismatch, RawCache, decompress
-from kvsage.engine.flusher import EngineThread, Flusher
+from kvsage.engine.flusher import Flusher
 from kvsage.engine.metrics import Metrics
 from kvsage.engine.reads import Reads
 from kvsage.engine.recovery import close_clean, open_index
@@ -34,9 +32,8 @@ from kvsage.errors import (
     KvsageError,
     NotAStoreError,
     StoreLockedError,
-    StoreUnavailableError,
 )
-from kvsage.fs.locks import LockFile, WriterGate, identity, try_lock, wait_for_lock
+from kvsage.fs.locks import LockFile, WriterGate, try_lock, wait_for_lock
 from kvsage.fs.mounts import refuse_network_filesystem
 from kvsage.index.segments import all_retired, all_segments, get_meta, listed_segments, put_meta
 from kvsage.log.format import (
@@ -136,7 +133,8 @@ class Engine:
         self.segment_limit = options.segment_bytes_max
         self.pressure = 0.0  # 1: the log is about to take more than it may
         self._eased = 0
-        self.handles = 1
+        self.handles = 1  # counted by ``sharing``
+        self._reopening = threading.Lock()  # guards that a forked child opens it once
         self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
         self.identity: Identity
         self.salt = 0
@@ -343,6 +341,7 @@ class Engine:
         """In the child: let go of what was inherited; the next use opens the store anew."""
         self.generation += 1
         self.inherited = True
+        self._reopening = threading.Lock()
         self.reading = (_away, *self.reading[1:])
         self.gate.close()
         self.lock.close()
@@ -358,7 +357,7 @@ class Engine:
 
     def reopen(self) -> None:
         """In a forked child, before the first use: open what was let go of."""
-        with _registry_lock:
+        with self._reopening:
             if self.inherited:
                 self.open(create=False)
                 self.inherited = False
@@ -543,111 +542,3 @@ def _is_bare(disk: Disk, path: Path) -> bool:
 def _away() -> Txn:
     """What begins a read where the store is closed, or not opened in this process yet."""
     raise Mismatch
-
-
-# -- one engine for each store and process ------------------------------------------------------
-
-_registry: dict[tuple[int, int], Engine] = {}
-_registry_lock = threading.RLock()  # guards the registry, and that no store is opened twice at once
-
-
-def acquire(path: Path, options: StoreOptions, disk: Disk, clock: Clock, *, create: bool) -> Engine:
-    """The engine of the store at ``path``, opened or shared; pair it with ``release``.
-
-    Raises:
-        ConfigError: this process has it open with another clock or disk.
-        NotAStoreError: it is not there and ``create`` is false, or something else is.
-    """
-    with _registry_lock:
-        _make_directory(path, disk, create=create)
-        place = identity(path)
-        engine = _registry.get(place)
-        if engine is not None and engine.is_gone():
-            # Its inode was used again. It stays known, for a fork and for the end of the process.
-            engine.poisoned = True
-            _registry[-1, id(engine)] = _registry.pop(place)
-            engine = None
-        if engine is not None:
-            if engine.clock is not clock or engine.disk is not disk:
-                raise ConfigError(f"{path} is open in this process with another clock or disk")
-            engine.handles += 1
-            engine.flusher.hasten(options.sync_interval)
-            if not options.readonly:
-                engine.upkeep.start()
-            return engine
-        engine = Engine(path.resolve(), options, disk, clock)
-        engine.open(create=create)
-        _registry[place] = engine
-        return engine
-
-
-def _make_directory(path: Path, disk: Disk, *, create: bool) -> None:
-    """The store's directory, made with its parents where that is asked for."""
-    try:
-        if path.exists() or path.is_symlink():
-            if path.is_dir():  # asked second: another process may be making it
-                return
-            raise NotAStoreError(f"{path} is not a directory")
-        if not create:
-            raise NotAStoreError(f"there is no store at {path}")
-        missing = [parent for parent in path.parents if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for made in missing:
-            disk.sync_directory(made.parent)
-        with contextlib.suppress(FileExistsError):
-            disk.make_directory(path)
-    except PermissionError as error:
-        raise StoreUnavailableError(f"permission denied: {path}") from error
-    except OSError as error:
-        raise StoreUnavailableError(f"cannot make {path}: {error.strerror}") from error
-
-
-def is_open(path: Path) -> bool:
-    """Whether this process has the store at ``path`` open."""
-    with _registry_lock:
-        return identity(path) in _registry
-
-
-def release(engine: Engine) -> None:
-    """One handle less; the last one closes."""
-    if isinstance(threading.current_thread(), EngineThread):
-        # The collector came by here and found a handle. Closing waits for threads, this one too.
-        threading.Thread(target=_release_quietly, args=(engine,), name="kvsage-closer").start()
-        return
-    with _registry_lock:
-        if engine.handles > 1:
-            engine.handles -= 1
-            return
-        try:
-            engine.close()
-        finally:
-            if engine.closed or engine.inherited:
-                engine.handles = 0
-                for place in [place for place, known in _registry.items() if known is engine]:
-                    del _registry[place]
-
-
-def _release_quietly(engine: Engine) -> None:
-    with contextlib.suppress(KvsageError):
-        release(engine)
-
-
-def _close_all() -> None:
-    """At exit: what was not closed is flushed and closed now."""
-    with _registry_lock:
-        engines = list(_registry.values())
-        _registry.clear()
-        for engine in engines:
-            with contextlib.suppress(KvsageError):
-                engine.close()
-
-
-def _after_fork_in_child() -> None:
-    global _registry_lock  # noqa: PLW0603  # its owner may be a thread that did not come along
-    _registry_lock = threading.RLock()
-    for engine in _registry.values():
-        engine.forked()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -25,7 +25,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.engine import engine as engines
+from kvsage.engine import sharing
 from kvsage.engine.rebuild import holds_batches
 from kvsage.engine.salvage import Carried, Piece, Shelf, Stretch, grouped, is_text, pieces_of
 from kvsage.engine.trust import looks_trusted
@@ -121,7 +121,7 @@ def repair(path: Path, disk: Disk, clock: Clock, *, dry_run: bool) -> RepairRepo
     """See ``LMDBStore.repair``."""
     if not path.is_dir():
         raise NotAStoreError(f"there is no store at {path}")
-    if engines.is_open(path):
+    if sharing.is_open(path):
         raise StoreLockedError("this process has the store open: close it before repairing")
     with contextlib.ExitStack() as undo:
         opening = LockFile(disk, path / "OPEN")
@@ -136,7 +136,7 @@ def repair(path: Path, disk: Disk, clock: Clock, *, dry_run: bool) -> RepairRepo
             run.write()
     if not dry_run:
         options = StoreOptions(upkeep_interval=math.inf)
-        engines.release(engines.acquire(path, options, disk, clock, create=False))
+        sharing.release(sharing.acquire(path, options, disk, clock, create=False))
     return run.report(dry_run=dry_run)
 
 

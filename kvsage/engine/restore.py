@@ -19,10 +19,11 @@ import secrets
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.engine import engine as engines
+from kvsage.engine import sharing
 from kvsage.engine.backup import make_directory
 from kvsage.engine.catalogue import pool_of
 from kvsage.engine.check import verify
+from kvsage.engine.engine import NAMES
 from kvsage.engine.examine import PIECE_BYTES, checksum_of, opened
 from kvsage.engine.pace import UNPACED
 from kvsage.engine.pool import resolved, told
@@ -175,7 +176,7 @@ class Site:
         names = set(self._disk.names(target))
         if not names:
             return False
-        strange = names - engines.NAMES
+        strange = names - NAMES
         if strange or not names & {"KVSAGE", "log"}:
             raise NotAStoreError(
                 f"{target} is not empty and holds no store (it has {min(strange or names)!r})"
@@ -188,7 +189,7 @@ class Site:
         return True
 
     def _hold_store(self) -> None:
-        if engines.is_open(self.target):
+        if sharing.is_open(self.target):
             raise StoreLockedError("this process has the store open: close it before replacing it")
         for name in ("OPEN", "LOCK"):
             lock = LockFile(self._disk, self.target / name)
@@ -270,7 +271,7 @@ class Building(NamedTuple):
 
     def _open(self) -> int:
         options = StoreOptions(upkeep_interval=math.inf)
-        engine = engines.acquire(self.path, options, self.disk, self.clock, create=False)
+        engine = sharing.acquire(self.path, options, self.disk, self.clock, create=False)
         try:
             problems = verify(engine, deep=False).problems
             if problems:
@@ -279,7 +280,7 @@ class Building(NamedTuple):
             with index.reading() as txn:
                 return int(txn.stat(index.keydir)["entries"])
         finally:
-            engines.release(engine)
+            sharing.release(engine)
 
 
 def remove_tree(disk: Disk, path: Path) -> None:

@@ -9,9 +9,9 @@ from weakref import WeakSet
 from kvsage import clock as clocks
 from kvsage.engine.commit import ABSENT, ANYTHING, NEVER
 from kvsage.engine.contentspace import ContentSpace
-from kvsage.engine.engine import Engine, acquire, release
 from kvsage.engine.preparing import Preparer
 from kvsage.engine.reading import LOOKS, Loader, MarkingLoader
+from kvsage.engine.sharing import acquire, release
 from kvsage.engine.snapshot import EngineSnapshot
 from kvsage.engine.transaction import EngineTransaction
 from kvsage.errors import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from kvsage.clock import Clock
     from kvsage.engine.commit import Operation
+    from kvsage.engine.engine import Engine
     from kvsage.engine.feed import ChangeFeed
 
 Result = TypeVar("Result")

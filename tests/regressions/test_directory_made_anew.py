@@ -3,12 +3,12 @@
 import shutil
 
 from kvsage import KvsageError, LMDBStore
-from kvsage.engine import engine
+from kvsage.engine import sharing
 
 
 def test_a_store_made_where_one_was_removed_keeps_what_it_acknowledges(tmp_path, monkeypatch):
     path = tmp_path / "s"
-    monkeypatch.setattr(engine, "identity", lambda _: (1, 1))  # file systems use inodes again
+    monkeypatch.setattr(sharing, "identity", lambda _: (1, 1))  # file systems use inodes again
     first = LMDBStore(path)
     first.save("old", 1)
     shutil.rmtree(path)
