@@ -4,6 +4,7 @@ The error says so, nothing is lost, nothing is left behind, and the next run, wi
 finishes the work.
 """
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -205,7 +206,7 @@ def test_a_disk_that_is_really_full(small_disk, work):
         for number, leave in enumerate([*range(0, 160_000, 16_000), 600_000, 2_000_000]):
             for key in range(20):
                 store.save(f"k{key:02}", [number, "first", NOISE])
-            for key in range(20):
+            for key in range(0, 20, 2):  # so that no file is wholly dead
                 store.save(f"k{key:02}", [number, key, NOISE])
             expected = dict(store.items())
             ballast = fill(small_disk, leave)
@@ -239,6 +240,25 @@ def test_compaction_gives_a_full_store_its_space_back(small_disk):
         assert dict(store.items()) == expected
         for number in range(100):
             store.save(f"k{number % 20:02}", [number, NOISE])
+        assert store.verify(deep=True).problems == ()
+
+
+@pytest.mark.root
+def test_files_that_are_wholly_dead_go_without_any_space(small_disk):
+    path = small_disk / "store"
+    with LMDBStore(path, **REAL) as store:
+        assert save_until_full(store) > 100
+        expected = dict(store.items())
+        before = store.stats().log_bytes
+        fill(small_disk, 0)
+        with contextlib.suppress(StoreFullError):
+            store.compact()
+        assert store.stats().log_bytes < before / 2
+        assert dict(store.items()) == expected
+        for number in range(100):
+            store.save(f"k{number % 20:02}", [number, NOISE])
+            if number % 10 == 0:
+                store.compact()
         assert store.verify(deep=True).problems == ()
 
 
