@@ -182,6 +182,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def compact(self):
+        self.sweep()  # compaction does so too, and may drop the deletions right away
         self.store.compact()
         self.committed([], [])
 
@@ -227,7 +228,7 @@ class Changes(RuleBasedStateMachine):
                     break
                 if hold:  # what happens while it is under way
                     hold = False
-                    self.store.compact()
+                    self.compact()
             else:
                 follower.position = feed.position
                 self.knows_all(follower)
