@@ -101,10 +101,12 @@ def test_each_write(path, monkeypatch, work, stays_full, half):
     assert number == 1 if work == "sweep" else 0 < refused <= number
 
 
-@pytest.mark.parametrize("verb", ["sync", "rename", "sync_directory", "unlink", "truncate"])
+@pytest.mark.parametrize(
+    "verb", ["sync", "sync_data", "rename", "sync_directory", "unlink", "truncate"]
+)
 @pytest.mark.parametrize("work", ["compact", "checkpoint"])
 def test_each_other_failure(path, monkeypatch, work, verb):
-    """Beside the flush of the log itself, which poisons the store, as for any commit."""
+    """A flush of the log that fails poisons the store, as for any commit; an opener heals it."""
     make_small(monkeypatch)
     failing = FailingDisk(verb)
     clock = FakeClock()
@@ -113,6 +115,7 @@ def test_each_other_failure(path, monkeypatch, work, verb):
             expected = churn(store, number)
             clock.advance(10)
         store = LMDBStore(path, clock=clock, disk=failing, **OPTIONS)
+        store.save("k00", expected["k00"])  # something to flush
         failing.left = number
         try:
             WORKS[work](store)
