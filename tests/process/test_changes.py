@@ -169,8 +169,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 store = LMDBStore(path)
 store.save("a", 1)
 feed = store.changes(follow=True)
-say(next(feed).key)
 try:
+    say(next(feed).key)
     next(feed)
 except KeyboardInterrupt:
     say("interrupted")
