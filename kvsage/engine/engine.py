@@ -352,8 +352,10 @@ class Engine:
         self.room_end = {}
         self.committer = Committer(self)
         self.flusher = Flusher(self)
+        self.upkeep = Upkeep(self)
         self.raw_cache = RawCache()
         self.metrics = Metrics()
+        self.pressure, self._eased = 0.0, 0
 
     def reopen(self) -> None:
         """In a forked child, before the first use: open what was let go of."""
