@@ -525,7 +525,8 @@ def test_one_cancelled_while_it_waits_for_its_turn_is_never_in(embedded):
     async def main():
         store = AsyncStore(embedded)
         with held(embedded):
-            entering = asyncio.create_task(store.transaction().__aenter__())
+            transaction = store.transaction()  # kept, so that no collector ends it
+            entering = asyncio.create_task(transaction.__aenter__())
             await waiting(embedded)
             entering.cancel()
             with pytest.raises(asyncio.CancelledError):
