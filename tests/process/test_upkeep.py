@@ -231,6 +231,62 @@ def test_a_compactor_that_is_stopped_and_killed(path, child, store, step):
     only_the_log_is_left(store)
 
 
+# -- forked children ------------------------------------------------------------------------------
+
+FORKS = """
+import math
+store = LMDBStore(path, durability="relaxed", upkeep_interval=3600, lock_timeout=1)
+store.save("k", 1)
+
+def in_child(work):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except BaseException as error:
+            say(repr(error))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+def compact():
+    store.save("k", 2)
+    threads = [thread.name for thread in threading.enumerate()]
+    say(store.compact().files_waiting, "kvsage-upkeep" in threads)
+
+in_child(compact)
+"""
+
+
+def test_a_forked_child_looks_after_the_store_itself(path, child):
+    one = child(FORKS, path)
+    assert one.finish() == ["0 True"]
+
+
+def test_a_forked_child_is_not_kept_out_by_a_lock_that_its_parent_held(path, child):
+    """The parent holds it among processes, too, for as long as it compacts, and no longer."""
+    program = FORKS.replace(
+        "in_child(compact)",
+        """
+with store._engine.upkeep.lock.waiting():
+    heard, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(heard, 1)
+        try:
+            compact()
+        except BaseException as error:
+            say(repr(error))
+        finally:
+            os._exit(0)
+os.write(told, b"x")
+os.waitpid(pid, 0)
+""",
+    )
+    one = child(program, path)
+    assert one.finish() == ["0 True"]
+
+
 # -- all at once --------------------------------------------------------------------------------
 
 BUSY = """
