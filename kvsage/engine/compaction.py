@@ -346,15 +346,26 @@ def _in_order(judge: Judge, sources: Sequence[int]) -> Iterator[Live]:
 
 
 def _begin_copy(engine: Engine) -> tuple[int, int]:
-    """The id of a new copy and its file; behind the gate, since a writer may want an id too."""
+    """The id of a new copy and its file.
 
-    def begin() -> tuple[int, int]:
-        segment = next_segment(engine.disk, engine.log_path)
-        path = segment_path(engine.log_path, segment, FileKind.COPY)
+    A new file may have to wait for somebody's flush, so it is made before the gate. Behind it is
+    seen whether a writer took the same id at the same time; later ones see the copy's.
+    """
+    disk, log = engine.disk, engine.log_path
+    while True:
+        segment = next_segment(disk, log)
+        path = segment_path(log, segment, FileKind.COPY)
         beside = path.with_name(path.name + ".tmp")
-        return segment, engine.disk.open(beside, write=True, create=True)
-
-    return behind_gate(engine, begin)
+        fd = disk.open(beside, write=True, create=True)
+        try:
+            if behind_gate(engine, lambda: next_segment(disk, log, beside.name)) <= segment:  # noqa: B023
+                return segment, fd
+        except BaseException:
+            disk.close(fd)
+            disk.unlink(beside)
+            raise
+        disk.close(fd)
+        disk.unlink(beside)
 
 
 def _copy_header(
@@ -462,6 +473,7 @@ def _count(txn: Txn, segment: int, dead_bytes: int) -> None:
 
 def _retire(engine: Engine, said: Retire, dropped_bytes: int) -> None:
     """The commit point: the copy counts, the old files do not."""
+    engine.flusher.flush()  # what others wrote, so that the flush behind the gate is short
 
     def commit() -> None:
         with engine.index.reading() as txn:
@@ -690,6 +702,7 @@ def _fitting(rows: dict[int, SegmentRow], candidates: Sequence[int], limit: int)
 
 def seal(engine: Engine) -> None:
     """Begin a new segment, unless the active one holds nothing yet."""
+    engine.flusher.flush()  # so that the flush behind the gate is short
 
     def step(txn: Txn) -> None:
         meta = get_meta(txn)

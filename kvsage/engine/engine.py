@@ -433,7 +433,7 @@ class Engine:
         log = sum(row.end - row.start for row in rows)
         limit = min(self.options.segment_bytes_max, max(live // 4, SMALL_SEGMENT_BYTES))
         if self.options.bytes_max is not None:
-            limit = min(limit, max(self.options.bytes_max // 8, SEGMENT_BYTES_LEAST))
+            limit = min(limit, max(self.options.bytes_max // 16, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
         self.pressure = self._pressed(log, live) if self.upkeep.is_running() else 0.0
 

@@ -1,4 +1,4 @@
-"""Eviction: a bounded store lets go of what was not read lately when its log is over ``bytes_max``.
+"""Eviction: a bounded store lets go of what was not read lately when its log nears ``bytes_max``.
 
 The log's files are the queue, the one with the lowest id its head. A file is visited in the order
 of its entries: a key that was read since the last visit loses its mark and stays, any other is
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from kvsage.engine.reads import Reads
     from kvsage.index.env import Txn
 
-GOAL_SHARE = 0.8  # of bytes_max, so that there is room to write before the next pass
-LOG_SHARE = 0.9  # of bytes_max: larger than this the log need not be after a pass
+START_SHARE = 0.9  # of bytes_max: a pass begins, so that its copies and what is written fit in
+LOG_SHARE = 0.8  # of bytes_max: larger than this the log need not be after a pass
+GOAL_SHARE = 0.75  # of bytes_max, so that there is room to write before the next pass
 ROUNDS = 2  # in the second one nothing is marked but what was read during the first
 WORTH_SHARE = 1 / 8  # compacting a file that would shrink by less is not worth it
 BURIED_SHARE = 1 / 8  # deletions above this share of bytes_max are worth compacting everything
@@ -44,12 +45,12 @@ CHUNK = 256
 
 
 def is_due(engine: Engine) -> bool:
-    """Whether the log is over ``bytes_max`` and eviction may help: one look at the files' rows."""
+    """Whether the log nears ``bytes_max`` and eviction may help: one look at the files' rows."""
     bytes_max, reads = engine.options.bytes_max, engine.reads
     if bytes_max is None or reads is None:
         return False
     meta, rows = _files(engine)
-    return meta.segment != reads.stuck_in and _log_bytes(rows) > bytes_max
+    return meta.segment != reads.stuck_in and _log_bytes(rows) > bytes_max * START_SHARE
 
 
 def evict(engine: Engine, pace: Pace = UNPACED) -> int:
@@ -123,7 +124,8 @@ class _Pass:
             self._round()
         self._give_back()
         meta, rows = _files(self._engine)
-        self._reads.stuck_in = meta.segment if _log_bytes(rows) > self._bytes_max else 0
+        is_stuck = _log_bytes(rows) > self._bytes_max * START_SHARE
+        self._reads.stuck_in = meta.segment if is_stuck else 0
         return self._evicted
 
     # -- what to evict ----------------------------------------------------------------------

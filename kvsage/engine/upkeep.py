@@ -171,7 +171,6 @@ class Upkeep:
                 compaction.finish(engine, pace)
                 self._sweep_and_evict(pace)
                 while self._compact_next(pace):
-                    self._reclaim()
                     engine.weigh()
                 self._reclaim()
                 if self._checkpoint_due():
@@ -212,6 +211,7 @@ class Upkeep:
         took_s = time.perf_counter() - began_s
         reclaimed = done.bytes_before - done.bytes_after
         self._engine.metrics.compacted(done.bytes_after, reclaimed, took_s)
+        self._reclaim()
         return done
 
     def _compact_next(self, pace: Pace) -> bool:
@@ -285,7 +285,6 @@ class Upkeep:
             done = []
             if dead := compaction.wholly_dead(engine):
                 done.append(self.compact_held(dead, pace))
-                self._reclaim()
             compaction.seal(engine)
             done += self._compact_everything(pace)
             waiting = self._reclaim()

@@ -61,9 +61,9 @@ def list_files(disk: Disk, log: Path) -> dict[int, Path]:
     return found
 
 
-def next_segment(disk: Disk, log: Path) -> int:
-    """An id above all that are there, those of files under construction too."""
-    matches = map(TAKEN.fullmatch, disk.names(log))
+def next_segment(disk: Disk, log: Path, but: str = "") -> int:
+    """An id above all that are there, those of files under construction too, but for one name."""
+    matches = map(TAKEN.fullmatch, (name for name in disk.names(log) if name != but))
     return max((int(match[1]) for match in matches if match), default=0) + 1
 
 

@@ -53,7 +53,7 @@ def fill(store, first, count, size=SIZE):
 
 
 def fill_up(store, first=0, size=SIZE):
-    """New keys until the log is over the bound; the number of the next."""
+    """New keys until the log nears the bound; the number of the next."""
     while not eviction.is_due(store._engine):
         fill(store, first, 1, size)
         first += 1
@@ -70,15 +70,15 @@ def flags_of_deletions(store):
         return {decode_row(row).flags for _, row in txn.cursor(engine.index.tombstones)}
 
 
-def test_the_oldest_go_until_a_fifth_is_free(bounded):
+def test_the_oldest_go_until_a_quarter_is_free(bounded):
     store = bounded()
     last = fill_up(store)
-    assert log_bytes(store) > BYTES_MAX * 0.99
+    assert BYTES_MAX * 0.89 < log_bytes(store) < BYTES_MAX
     evicted = store.sweep()
     assert evicted == store._engine.metrics.evicted
     left = list(store.keys())
     assert left == [name(number) for number in range(evicted, last)]
-    assert 0.6 * BYTES_MAX < log_bytes(store) < 0.9 * BYTES_MAX
+    assert 0.6 * BYTES_MAX < log_bytes(store) <= 0.8 * BYTES_MAX
     assert flags_of_deletions(store) <= {EVICTED}
     assert not eviction.is_due(store._engine)
     assert store.sweep() == 0
@@ -242,7 +242,7 @@ def test_deletions_that_somebody_waits_for_are_not_dug_for_each_time(bounded, mo
     dig_up, digs = eviction._Pass._dig_up, []
     monkeypatch.setattr(eviction._Pass, "_dig_up", lambda self: digs.append(1) or dig_up(self))
     first = passes = 0
-    while passes < 30:
+    while passes < 60:
         first = fill_up(store, first, size=500)
         store.sweep()
         assert log_bytes(store) <= BYTES_MAX
@@ -298,7 +298,7 @@ def test_a_value_larger_than_the_bound_is_refused(bounded):
         store.save("a", os.urandom(BYTES_MAX + 1))
     with pytest.raises(ValueTooLargeError, match=r"bytes_max"):
         store.content.put(os.urandom(BYTES_MAX + 1))
-    assert store.save("a", os.urandom(BYTES_MAX * 9 // 10))
+    assert store.save("a", os.urandom(BYTES_MAX * 8 // 10))
     assert not eviction.is_due(store._engine)
 
 
@@ -340,9 +340,9 @@ def test_it_stops_when_the_pace_says_so_and_the_next_pass_finishes(bounded):
 
     with engine.upkeep.lock.waiting(), pytest.raises(Stopped):
         eviction.evict(engine, Stopping())
-    assert log_bytes(store) > BYTES_MAX
+    assert eviction.is_due(engine)
     store.sweep()
-    assert log_bytes(store) <= BYTES_MAX
+    assert not eviction.is_due(engine)
 
 
 def test_no_room_for_the_copy_is_an_error_and_the_next_pass_finishes(bounded):
