@@ -235,7 +235,8 @@ class AsyncStore(AsyncWriter):
         self._view = self._target = store
         self._embedded = store if isinstance(store, LMDBStore) else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvsage-async")
-        self._transactions = asyncio.Semaphore(threads)
+        self._threads = threads
+        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
         self._closing: Future[None] | None = None
 
@@ -300,11 +301,12 @@ class AsyncStore(AsyncWriter):
         self._refuse_nested()
         if self._closing is not None:
             raise StoreClosedError("the store is closed")
-        await self._transactions.acquire()
+        turns = self._turns_here()
+        await turns.acquire()
         try:
             return await thread.__aenter__()
         except BaseException:
-            self._transactions.release()
+            turns.release()
             raise
 
     async def leave(
@@ -316,7 +318,17 @@ class AsyncStore(AsyncWriter):
         try:
             await thread.__aexit__(*raised)
         finally:
-            self._transactions.release()
+            self._turns_here().release()
+
+    def _turns_here(self) -> asyncio.Semaphore:
+        """What bounds the transactions of the running loop; a semaphore belongs to one loop."""
+        loop = asyncio.get_running_loop()
+        turns = self._turns.get(loop)
+        if turns is None:
+            for ended in [known for known in self._turns if known.is_closed()]:
+                del self._turns[ended]
+            turns = self._turns[loop] = asyncio.Semaphore(self._threads)
+        return turns
 
     # -- closing ----------------------------------------------------------------------------
 

@@ -323,10 +323,7 @@ class _File:
     def _read(self) -> Iterator[Found]:
         """Every entry from where the reading stands."""
         (engine, _, passed), (segment, row) = self._wanted, self.listed
-        try:
-            fd = engine.files.fd(segment)
-        except FileNotFoundError as error:
-            raise self._damaged("a file of the log is missing", 0) from error
+        fd = engine.log_fd(segment)
         reader = SegmentReader(engine.disk, fd, segment, engine.salt, WINDOW_BYTES)
         place = self.place or self._beginning(fd)
         if place.entry:  # of a batch that was checked before

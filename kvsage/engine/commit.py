@@ -437,7 +437,7 @@ class Committer:
             )
         mark_used(engine)
         before = meta
-        fd = engine.files.fd(meta.segment)
+        fd = engine.log_fd(meta.segment)
         ahead = engine.disk.read(fd, len(BATCH_MAGIC_BYTES), meta.offset + MAGIC_OFFSET)
         if ahead == BATCH_MAGIC_BYTES or len(ahead) < len(BATCH_MAGIC_BYTES):
             # Bytes of a batch, or the end of the file, which a writer that died may have sealed.
@@ -447,7 +447,7 @@ class Committer:
             meta = begin_segment(engine, txn, meta)
             engine.weigh()
             engine.upkeep.wake()
-        fd = engine.files.fd(meta.segment)
+        fd = engine.log_fd(meta.segment)
         size = make_room(engine.disk, fd, meta.offset + room, limit)
         engine.room_end = {meta.segment: min(size, limit)}
         engine.ready = True

@@ -228,7 +228,7 @@ class Judge:
     def _batches(self, segment: int, row: SegmentRow) -> Iterator[Batch]:
         """All batches of a file."""
         engine = self._engine
-        fd = engine.files.fd(segment)
+        fd = engine.log_fd(segment)
         header = read_header(engine.disk, fd, engine.identity.uuid)
         if header is None:
             raise CorruptionError("the header does not check", segment=segment, offset=0)
@@ -547,6 +547,7 @@ def _tidy(engine: Engine) -> tuple[dict[int, SegmentRow], dict[int, tuple[int, i
 def _finish_joining(engine: Engine, segment: int, row: SegmentRow, pace: Pace) -> None:
     """Go on where a compactor died that had begun to move rows."""
     path = segment_path(engine.log_path, segment, FileKind.COPY)
+    engine.log_fd(segment)
     header = inspect(engine.disk, segment, path, engine.identity.uuid).header
     if header is None:
         raise CorruptionError("the header does not check", segment=segment, offset=0)
@@ -566,7 +567,7 @@ def _finish_joining(engine: Engine, segment: int, row: SegmentRow, pace: Pace) -
 
 def _moved(engine: Engine, segment: int, row: SegmentRow) -> list[bytes]:
     """``Copy.moved`` of a copy that is there."""
-    fd = engine.files.fd(segment)
+    fd = engine.log_fd(segment)
     header = read_header(engine.disk, fd, engine.identity.uuid)
     assert header is not None
     moved, end = [], row.start
@@ -671,11 +672,9 @@ def choose(engine: Engine, damaged: Collection[int | None] = ()) -> list[int]:
     total = sum(row.entry_bytes for row in rows.values())
     dead = sum(row.dead_bytes for row in rows.values())
     limit = engine.segment_limit
-    worst = sorted(rows, key=lambda segment: _share(rows[segment]), reverse=True)
-    due = worst and (
-        _share(rows[worst[0]]) >= FILE_GARBAGE_SHARE or dead >= max(GARBAGE_SHARE * total, 1)
-    )
-    if due and rows[worst[0]].dead_bytes >= min(WORTH_BYTES, rows[worst[0]].entry_bytes):
+    worth = [s for s, row in rows.items() if row.dead_bytes >= min(WORTH_BYTES, row.entry_bytes)]
+    worst = sorted(worth, key=lambda segment: _share(rows[segment]), reverse=True)
+    if worst and (_share(rows[worst[0]]) >= FILE_GARBAGE_SHARE or dead >= GARBAGE_SHARE * total):
         return _fitting(rows, [s for s in worst if _share(rows[s]) >= GARBAGE_SHARE / 2], limit)
     small = [s for s, row in rows.items() if row.end - row.start < limit * JOINED_SHARE]
     if len(small) >= JOINED_FILES:
@@ -725,10 +724,14 @@ def wholly_dead(engine: Engine) -> list[int]:
         ]
 
 
-def everything(engine: Engine) -> list[list[int]]:
+def everything(engine: Engine, damaged: Collection[int | None] = ()) -> list[list[int]]:
     """Every sealed file that holds garbage or deletions, in groups that each make one copy.
 
     Those judged first come first, since deletions in the others may be there for their sake.
+
+    Args:
+        engine: whose files.
+        damaged: files to leave alone.
     """
     with engine.index.reading() as txn:
         meta = get_meta(txn)
@@ -738,7 +741,12 @@ def everything(engine: Engine) -> list[list[int]]:
             PLACE.unpack_from(row)[0]
             for row in txn.cursor(engine.index.tombstones).iternext(keys=False, values=True)
         }
-    left = [s for s, row in rows.items() if row.dead_bytes or not row.entry_bytes or s in deletions]
+    left = [
+        segment
+        for segment, row in rows.items()
+        if segment not in damaged
+        and (row.dead_bytes or not row.entry_bytes or segment in deletions)
+    ]
     left.sort(key=lambda segment: rows[segment].after_seq)
     groups = []
     while left:

@@ -285,6 +285,8 @@ class Engine:
                 self.gate.enter()
             except StoreLockedError:
                 if not self.gate.is_mine():
+                    if not self.options.readonly:
+                        self.upkeep.start()
                     raise
             # No other thread is inside a commit now, nor will be.
             self.closed = True
@@ -365,6 +367,19 @@ class Engine:
                 self.inherited = False
 
     # -- reading the log --------------------------------------------------------------------
+
+    def log_fd(self, segment: int) -> int:
+        """A descriptor of a file that counts.
+
+        Raises:
+            CorruptionError: the log has no such file.
+        """
+        try:
+            return self.files.fd(segment)
+        except FileNotFoundError as error:
+            raise CorruptionError(
+                "a file of the log is missing", segment=segment, offset=0
+            ) from error
 
     def read_entry(self, key: bytes, row: tuple[int, ...]) -> LogEntry:
         """The entry that a row points to, checked to be whole and to be the one of ``key``.

@@ -89,7 +89,7 @@ class Flusher:
                 return
             try:
                 # Older segments were flushed when they were sealed.
-                engine.flush_log(engine.files.fd(meta.segment))
+                engine.flush_log(engine.log_fd(meta.segment))
             except KvsageError:
                 self._poison()
                 raise

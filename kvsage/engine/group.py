@@ -67,6 +67,8 @@ class Queued(Waiter):
 
     def finish(self, *, took_place: bool = False, error: BaseException | None = None) -> None:
         """Tell who waits for it; a second time changes nothing."""
+        if self.done:
+            return
         self.took_place = took_place
         self.error = error
         self.done = True
@@ -110,6 +112,10 @@ class Group:
         """
         try:
             self._wait(queued)
+        except KvsageError:
+            self._withdraw(queued)
+            if not queued.done:  # else another thread took it along meanwhile
+                raise
         finally:
             self._withdraw(queued)
 

@@ -45,6 +45,8 @@ class Later(Queued):
 
     @override
     def finish(self, *, took_place: bool = False, error: BaseException | None = None) -> None:
+        if self.done:
+            return
         self.took_place = took_place
         self.error = error
         self._finished.append(self)

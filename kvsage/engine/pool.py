@@ -164,16 +164,16 @@ class Pool:
         """
         self.refuse_absent()
         try:
-            fd = self.disk.open(self.path / "LOCK")
+            lock = LockFile(self.disk, self.path / "LOCK", make=False)
         except FileNotFoundError:
             yield
             return
         try:
-            if not try_lock(fd, shared=True):
+            if not try_lock(lock.fd, shared=True):
                 raise StoreLockedError(f"another process is changing the backups at {self.path}")
             yield
         finally:
-            self.disk.close(fd)
+            lock.close()
 
     # -- what is in it ----------------------------------------------------------------------
 

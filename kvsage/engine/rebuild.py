@@ -690,7 +690,7 @@ def _begin_timeline(
     timeline in which nothing was committed is named no more.
     """
     disk = engine.disk
-    fd = engine.files.fd(meta.segment)
+    fd = engine.log_fd(meta.segment)
     disk.truncate(fd, meta.offset)
     disk.sync(fd)
     files = tuple(ListedFile(file.segment, end) for file, end in ends if end > file.start)

@@ -126,7 +126,7 @@ def _agreeing(engine: Engine, index: Index, trust: Trust | None) -> Meta | None:
             meta = get_meta(txn)
         if meta is None or trust is None or meta.epoch != trust.epoch:
             return None
-        fd = engine.files.fd(meta.segment)
+        fd = engine.log_fd(meta.segment)
         header = read_header(engine.disk, fd, engine.identity.uuid)
     except (KvsageError, FileNotFoundError, LmdbError):
         return None
@@ -173,7 +173,7 @@ def close_clean(engine: Engine) -> None:
         if meta.poisoned:
             return
         meta = adopt(engine, txn, meta)
-        fd = engine.files.fd(meta.segment)
+        fd = engine.log_fd(meta.segment)
         make_room(disk, fd, meta.offset + END_BYTES, engine.options.segment_bytes_max)
         mark = EndMark(meta.offset, meta.seq, meta.chain)
         disk.write(fd, (encode_end(engine.salt, meta.segment, mark),), meta.offset)
@@ -196,7 +196,7 @@ def write_anew(engine: Engine, meta: Meta) -> None:
     new segment's header lists the old one only up to where it is surely on disk.
     """
     disk = engine.disk
-    fd = engine.files.fd(meta.segment)
+    fd = engine.log_fd(meta.segment)
     found = read_header(disk, fd, engine.identity.uuid)
     assert found is not None, "the index agreed with it a moment ago"
     old, old_chain, cut = found

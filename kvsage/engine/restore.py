@@ -149,14 +149,14 @@ class Site:
     def _locked(self, directory: Path) -> bool:
         """Hold a directory until the end, if nobody else does and it is still there."""
         try:
-            fd = self._disk.open(directory)
+            lock = LockFile(self._disk, directory, make=False)
         except FileNotFoundError:
             return False
-        self._undo.callback(self._disk.close, fd)
-        if not try_lock(fd):
+        self._undo.callback(lock.close)
+        if not try_lock(lock.fd):
             return False
         try:
-            return identity(directory) == self._disk.fingerprint(fd)[:2]
+            return identity(directory) == self._disk.fingerprint(lock.fd)[:2]
         except FileNotFoundError:
             return False
 

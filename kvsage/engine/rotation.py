@@ -59,7 +59,7 @@ def adopt(engine: Engine, txn: Txn, meta: Meta) -> Meta:
     Behind the writer gate, in the caller's transaction.
     """
     while True:
-        fd = engine.files.fd(meta.segment)
+        fd = engine.log_fd(meta.segment)
         reader = SegmentReader(engine.disk, fd, meta.segment, engine.salt)
         for batch in reader.batches(meta.offset, meta.chain, meta.seq):
             engine.flush_log(fd)  # durable before visible
@@ -145,7 +145,7 @@ def begin_segment(engine: Engine, txn: Txn, meta: Meta) -> Meta:
     transaction does not commit, the next writer finds the new segment by ``adopt``.
     """
     disk = engine.disk
-    fd = engine.files.fd(meta.segment)
+    fd = engine.log_fd(meta.segment)
     disk.truncate(fd, meta.offset)
     engine.flush_log(fd, whole=True)
     files = [

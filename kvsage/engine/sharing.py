@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,20 @@ if TYPE_CHECKING:
     from kvsage.fs import Disk
     from kvsage.options import StoreOptions
 
+ON_FIRST_USE = tuple(
+    f"kvsage.engine.{name}"
+    for name in (
+        "backup",
+        "catalogue",
+        "check",
+        "consumers",
+        "feed",
+        "later",
+        "repair",
+        "restore",
+        "stats",
+    )
+)
 _registry: dict[tuple[int, int], Engine] = {}
 _registry_lock = threading.RLock()  # guards the registry, and that no store is opened twice at once
 
@@ -120,6 +136,13 @@ def _close_all() -> None:
                 engine.close()
 
 
+def _before_fork() -> None:
+    """Wait for modules that another thread is loading: in the child nobody would finish that."""
+    for name in ON_FIRST_USE:
+        if name in sys.modules:
+            importlib.import_module(name)
+
+
 def _after_fork_in_child() -> None:
     global _registry_lock  # noqa: PLW0603  # its owner may be a thread that did not come along
     _registry_lock = threading.RLock()
@@ -128,4 +151,4 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -18,7 +18,7 @@ from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import Pace, Stopped
 from kvsage.engine.rotation import filled
-from kvsage.errors import CorruptionError, KvsageError, StoreFullError, StoreLockedError
+from kvsage.errors import CorruptionError, StoreFullError, StoreLockedError
 from kvsage.fs.locks import LockFile, try_lock, unlock, wait_for_lock
 from kvsage.index.segments import (
     JOINING,
@@ -62,7 +62,7 @@ class UpkeepLock:
                 yield held
             finally:
                 if held:
-                    unlock(self._fd())
+                    self._unlock()
         finally:
             self._thread.release()
 
@@ -82,7 +82,7 @@ class UpkeepLock:
             try:
                 yield
             finally:
-                unlock(self._fd())
+                self._unlock()
         finally:
             self._thread.release()
 
@@ -90,6 +90,10 @@ class UpkeepLock:
         if self._file is None:
             self._file = LockFile(self._engine.disk, self._engine.path / "COMPACT")
         return self._file.fd
+
+    def _unlock(self) -> None:
+        if self._file is not None:  # closed by another thread, which lets go as well
+            unlock(self._file.fd)
 
     def close(self) -> None:
         """Close the file, which lets go."""
@@ -108,7 +112,7 @@ class Upkeep:
         self._woken = threading.Event()
         self._thread: EngineThread | None = None
         self.lock = UpkeepLock(engine)
-        self.last_error: KvsageError | None = None
+        self.last_error: Exception | None = None
         self._deletions_left = 0  # when everything was compacted last
         self.damaged: set[int | None] = set()  # files that did not check when they were compacted
 
@@ -116,13 +120,14 @@ class Upkeep:
 
     def start(self) -> None:
         """Begin to look, if nobody has begun yet and the options do not say never."""
-        if self._thread is None and self._interval_s <= WAIT_MOST_S:
+        if not self.is_running() and self._interval_s <= WAIT_MOST_S:
+            self._ended = False
             self._thread = EngineThread(target=self._run, name="kvsage-upkeep", daemon=True)
             self._thread.start()
 
     def is_running(self) -> bool:
         """Whether this process looks after the store."""
-        return self._thread is not None
+        return self._thread is not None and self._thread.is_alive()
 
     def wake(self) -> None:
         """Look at once: a segment was sealed."""
@@ -149,7 +154,7 @@ class Upkeep:
                 self.look(pace)
             except Stopped:
                 return
-            except KvsageError as error:
+            except Exception as error:  # noqa: BLE001  # nobody else would hear of it
                 # A full disk, a damaged file, a writer that holds the gate: the next look may find
                 # it gone, and who reads the damage or writes is told there.
                 self.last_error = error
@@ -241,9 +246,19 @@ class Upkeep:
         if engine.checkpoint_path.exists():
             with contextlib.suppress(StoreFullError):
                 self.checkpoint_held()  # no deletion is kept for an old one's sake
-        done = [self.compact_held(group, pace) for group in compaction.everything(engine)]
-        with engine.index.reading() as txn:
-            self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
+        done: list[Compacted] = []
+        failed: CorruptionError | None = None
+        try:
+            for group in compaction.everything(engine, self.damaged):
+                try:
+                    done.append(self.compact_held(group, pace))
+                except CorruptionError as error:
+                    failed = failed or error
+        finally:
+            with engine.index.reading() as txn:
+                self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
+        if failed is not None:
+            raise failed
         return done
 
     def _reclaim(self) -> int:
@@ -273,6 +288,7 @@ class Upkeep:
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
         with self.lock.waiting():
+            compaction.finish(self._engine, Pace())  # a copy that is joining would make it useless
             self.checkpoint_held()
 
     def compact(self, pace: Pace) -> CompactionReport:
@@ -281,6 +297,7 @@ class Upkeep:
         with self.lock.waiting():
             compaction.finish(engine, pace)
             self._sweep_and_evict(pace)
+            self.damaged.clear()  # who asks is told
             before = self._log_bytes()
             done = []
             if dead := compaction.wholly_dead(engine):

@@ -13,10 +13,12 @@ Threads of one process need not ask: they stand in a queue, and whoever leaves w
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from kvsage.errors import StoreClosedError, StoreLockedError, TransactionStateError
 from kvsage.fs.posix import Disk, translate
@@ -67,14 +69,34 @@ def wait_for_lock(fd: int, deadline: float, what: str, *, shared: bool = False) 
         pause = min(2 * pause, PAUSE_MOST_S)
 
 
+_open_files: WeakSet[LockFile] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Close what the child inherited: a lock lasts as long as anybody has its file open."""
+    for file in list(_open_files):
+        file.close()
+    _open_files.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class LockFile:
-    """One file that exists to be locked."""
+    """One file that exists to be locked; made where it is not there.
 
-    __slots__ = ("_disk", "fd")
+    Args:
+        disk: the door to it.
+        path: where it lies.
+        make: False for what is there already, a directory perhaps.
+    """
 
-    def __init__(self, disk: Disk, path: Path) -> None:
+    __slots__ = ("__weakref__", "_disk", "fd")
+
+    def __init__(self, disk: Disk, path: Path, *, make: bool = True) -> None:
         self._disk = disk
-        self.fd = disk.open(path, write=True, create=True)
+        self.fd = disk.open(path, write=make, create=make)
+        _open_files.add(self)
 
     def close(self) -> None:
         """Close, which lets go; a second close does nothing."""
