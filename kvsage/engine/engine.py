@@ -104,7 +104,7 @@ PRESSED_FROM, PRESSED_FULLY = 1.5, 1.8  # bytes of log for each live one
 BOUND_FROM = 0.9  # of a bounded store's bytes_max
 PRESSURE_MOST = 2.0
 EASE_S = 0.00003  # what it costs compaction to keep up with one operation, and some more
-EASE_MOST_S = 0.02
+EASE_MOST_S, EASED_OPERATIONS = 0.02, 400  # so long at once; for more operations in proportion
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
@@ -132,7 +132,7 @@ class Engine:
         self.reads: Reads | None = None  # of a bounded store
         self.segment_limit = options.segment_bytes_max
         self.pressure = 0.0  # 1: the log is about to take more than it may
-        self._eased = 0
+        self._eased, self._owed_s = 0, 0.0  # operations that writers have paid for, and have not
         self.handles = 1  # counted by ``sharing``
         self._reopening = threading.Lock()  # guards that a forked child opens it once
         self.generation = 0  # a fork makes the next one; what belongs to an older one is dead
@@ -183,10 +183,11 @@ class Engine:
                 self.weigh()
                 if self.options.bytes_max is not None:
                     self.reads = Reads(self.disk, self.path / "READS")
+                failed.callback(self.flusher.stop)
+                self.flusher.start()
+                if not self.options.readonly:
+                    self.upkeep.start()
                 failed.pop_all()
-        self.flusher.start()
-        if not self.options.readonly:
-            self.upkeep.start()
 
     def _refuse_foreign(self, *, create: bool) -> None:
         """Leave a directory that is no store, and will be none, as it is."""
@@ -282,11 +283,11 @@ class Engine:
         self.upkeep.stop()
         try:
             try:
+                self.upkeep.lock.drain()
                 self.gate.enter()
             except StoreLockedError:
                 if not self.gate.is_mine():
-                    if not self.options.readonly:
-                        self.upkeep.start()
+                    self.upkeep.resume()
                     raise
             # No other thread is inside a commit now, nor will be.
             self.closed = True
@@ -357,7 +358,7 @@ class Engine:
         self.upkeep = Upkeep(self)
         self.raw_cache = RawCache()
         self.metrics = Metrics()
-        self.pressure, self._eased = 0.0, 0
+        self.pressure, self._eased, self._owed_s = 0.0, 0, 0.0
 
     def reopen(self) -> None:
         """In a forked child, before the first use: open what was let go of."""
@@ -451,6 +452,8 @@ class Engine:
             limit = min(limit, max(self.options.bytes_max // 16, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
         self.pressure = self._pressed(log, live) if self.upkeep.is_running() else 0.0
+        if not self.pressure:
+            self._eased, self._owed_s = self.metrics.operations, 0.0
 
     def _pressed(self, log: int, live: int) -> float:
         """How near the log is to taking more than it may: 0 far from it, 1 there, at most 2."""
@@ -462,11 +465,20 @@ class Engine:
             pressure = max(pressure, (log / bytes_max - BOUND_FROM) / (1 - BOUND_FROM))
         return min(max(0.0, pressure), PRESSURE_MOST)
 
-    def ease(self) -> None:
-        """Before a write: wait a little where compaction has fallen behind, by what was written."""
+    def ease(self, operations: int = 1) -> None:
+        """Before a write: wait a little where compaction has fallen behind.
+
+        By what this process has written since; but never for long at once, unless what comes takes
+        long as well. What is owed then is waited for by the writes to come.
+
+        Args:
+            operations: how many are to be written.
+        """
         written, self._eased = self.metrics.operations - self._eased, self.metrics.operations
-        pause_s = written * EASE_S * self.pressure**2
-        time.sleep(min(pause_s, EASE_MOST_S * max(1, written / 1000)))
+        self._owed_s += written * EASE_S * self.pressure**2
+        pause_s = min(self._owed_s, EASE_MOST_S * max(1, operations / EASED_OPERATIONS))
+        self._owed_s -= pause_s
+        time.sleep(pause_s)
 
     def drop_removed(self) -> None:
         """Close what this process holds of files that were removed, so that their space is free."""

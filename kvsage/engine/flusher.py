@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from kvsage.errors import KvsageError
+from kvsage.errors import KvsageError, StoreUnavailableError
 from kvsage.index.segments import get_meta
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvsage.engine.engine import Engine
 
 
@@ -22,6 +24,20 @@ LOOK_S = 1.0  # between looks for what this process should let go of
 
 class EngineThread(threading.Thread):
     """A thread of an engine, so that what runs on it can tell."""
+
+    @classmethod
+    def begin(cls, target: Callable[[], None], name: str) -> Self:
+        """One that runs.
+
+        Raises:
+            StoreUnavailableError: the system gives this process no more threads.
+        """
+        thread = cls(target=target, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise StoreUnavailableError(f"starting the thread {name}: {error}") from error
+        return thread
 
 
 class Flusher:
@@ -38,8 +54,7 @@ class Flusher:
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread = EngineThread(target=self._run, name="kvsage-flusher", daemon=True)
-        self._thread.start()
+        self._thread = EngineThread.begin(self._run, "kvsage-flusher")
 
     def hasten(self, interval_s: float) -> None:
         """Look at least so often from now on; a handle with a shorter interval was opened."""

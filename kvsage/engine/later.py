@@ -84,6 +84,7 @@ class Laters:
         Raises:
             TransactionStateError: this thread has a transaction open.
             StoreClosedError: another thread has closed the store.
+            StoreUnavailableError: the system gives this process no more threads.
         """
         gate = self._engine.gate
         gate.refuse_nested()
@@ -92,8 +93,7 @@ class Laters:
             if self._ended or self._engine.closed:
                 raise StoreClosedError("the store is closed")
             if self._thread is None:
-                self._thread = EngineThread(target=self._run, name="kvsage-committer", daemon=True)
-                self._thread.start()
+                self._thread = EngineThread.begin(self._run, "kvsage-committer")
             self._queued.append(later)
             gate.waiting.append(later)
         with contextlib.suppress(IndexError):  # done already

@@ -18,8 +18,15 @@ from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import Pace, Stopped
 from kvsage.engine.rotation import filled
-from kvsage.errors import CorruptionError, StoreFullError, StoreLockedError
+from kvsage.errors import (
+    CorruptionError,
+    StoreClosedError,
+    StoreFullError,
+    StoreLockedError,
+)
 from kvsage.fs.locks import LockFile, try_lock, unlock, wait_for_lock
+from kvsage.index.env import LmdbError
+from kvsage.index.keydir import StructError, damaged
 from kvsage.index.segments import (
     JOINING,
     all_retired,
@@ -31,7 +38,7 @@ from kvsage.log.format import FileKind
 from kvsage.types import CompactionReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kvsage.engine.compaction import Compacted
     from kvsage.engine.engine import Engine
@@ -43,57 +50,86 @@ WAIT_MOST_S = 3600.0
 
 
 class UpkeepLock:
-    """One at a time: among this process's threads, then among processes."""
+    """One at a time: among this process's threads, then among processes.
+
+    An interrupt may come between any two steps, so taking stands inside the ``try`` and letting go
+    is said twice, as at the writer gate.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._thread = threading.Lock()
+        # A lock that knows its owner: letting go without having taken it lets go nobody else's.
+        self._thread = threading.RLock()
+        self._is_mine: Callable[[], bool] = self._thread._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  # as the gate does
         self._file: LockFile | None = None
 
     @contextlib.contextmanager
     def now(self) -> Iterator[bool]:
-        """Hold it for a ``with`` block, where nobody else does; whether it is held."""
-        if not self._thread.acquire(blocking=False):
+        """Hold it for a ``with`` block, where nobody does yet; whether it is held."""
+        if self._is_mine():
             yield False
             return
         try:
-            held = try_lock(self._fd())
             try:
-                yield held
+                yield self._thread.acquire(blocking=False) and try_lock(self._fd())
             finally:
-                if held:
-                    self._unlock()
+                self._leave()
         finally:
-            self._thread.release()
+            self._leave()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Hold it for a ``with`` block, once nobody else does.
 
         Raises:
+            TransactionStateError: this thread has a transaction open.
             StoreLockedError: it was held all the time of ``lock_timeout``.
         """
-        timeout_s = min(self._engine.options.lock_timeout, threading.TIMEOUT_MAX)
-        deadline = time.monotonic() + timeout_s
-        if not self._thread.acquire(timeout=timeout_s):
+        self._engine.gate.refuse_nested()
+        if self._is_mine():
             raise StoreLockedError("another thread is compacting the store")
+        deadline = time.monotonic() + self._timeout_s()
         try:
-            wait_for_lock(self._fd(), deadline, "another process is compacting the store")
             try:
+                self._wait()
+                wait_for_lock(self._fd(), deadline, "another process is compacting the store")
                 yield
             finally:
-                self._unlock()
+                self._leave()
         finally:
+            self._leave()
+
+    def drain(self) -> None:
+        """Wait until no thread of this process holds it.
+
+        Raises:
+            StoreLockedError: one held it all the time of ``lock_timeout``.
+        """
+        try:
+            try:
+                self._wait()
+            finally:
+                self._leave()
+        finally:
+            self._leave()
+
+    def _timeout_s(self) -> float:
+        return min(self._engine.options.lock_timeout, threading.TIMEOUT_MAX)
+
+    def _wait(self) -> None:
+        if not self._thread.acquire(timeout=self._timeout_s()):
+            raise StoreLockedError("another thread is compacting the store")
+
+    def _leave(self) -> None:
+        if self._is_mine():
+            if self._file is not None:
+                unlock(self._file.fd)
             self._thread.release()
 
     def _fd(self) -> int:
         if self._file is None:
             self._file = LockFile(self._engine.disk, self._engine.path / "COMPACT")
         return self._file.fd
-
-    def _unlock(self) -> None:
-        if self._file is not None:  # closed by another thread, which lets go as well
-            unlock(self._file.fd)
 
     def close(self) -> None:
         """Close the file, which lets go."""
@@ -121,9 +157,13 @@ class Upkeep:
     def start(self) -> None:
         """Begin to look, if nobody has begun yet and the options do not say never."""
         if not self.is_running() and self._interval_s <= WAIT_MOST_S:
-            self._ended = False
-            self._thread = EngineThread(target=self._run, name="kvsage-upkeep", daemon=True)
-            self._thread.start()
+            self._thread = EngineThread.begin(self._run, "kvsage-upkeep")
+
+    def resume(self) -> None:
+        """Go on after ``stop``: the store was not closed after all."""
+        self._ended = False
+        if not self._engine.options.readonly:
+            self.start()
 
     def is_running(self) -> bool:
         """Whether this process looks after the store."""
@@ -193,11 +233,11 @@ class Upkeep:
     def _sweep_and_evict(self, pace: Pace) -> int:
         return sweep.sweep(self._engine, pace) + eviction.evict(self._engine, pace)
 
-    def sweep(self, pace: Pace) -> int:
+    def sweep(self) -> int:
         """Remove what has expired, and what a bounded store has no room for; how many keys."""
         if self._engine.reads is None:
-            return sweep.sweep(self._engine, pace)  # batch by batch, whoever else is at it
-        with self.lock.waiting():
+            return sweep.sweep(self._engine)  # batch by batch, whoever else is at it
+        with self._asked() as pace:
             compaction.finish(self._engine, pace)
             removed = self._sweep_and_evict(pace)
             self._reclaim()
@@ -285,16 +325,34 @@ class Upkeep:
         write_checkpoint(self._engine)
         self._engine.metrics.checkpoints += 1
 
+    def _refuse_ended(self) -> None:
+        if self._ended:
+            raise StoreClosedError("the store is closed")
+
+    @contextlib.contextmanager
+    def _asked(self, pace: Pace | None = None) -> Iterator[Pace]:
+        """Work that somebody waits for, alone and at its own pace, its errors kvsage's own."""
+        try:
+            with self.lock.waiting():
+                self._refuse_ended()
+                yield pace or Pace(stopping=lambda: self._ended)
+        except Stopped:
+            raise StoreClosedError("the store was closed") from None
+        except LmdbError as error:
+            raise self._engine.index.error(error, "compacting") from error
+        except StructError as error:
+            raise damaged(error) from error
+
     def checkpoint(self) -> None:
         """Write a checkpoint now."""
-        with self.lock.waiting():
-            compaction.finish(self._engine, Pace())  # a copy that is joining would make it useless
+        with self._asked() as pace:
+            compaction.finish(self._engine, pace)  # a copy that is joining would make it useless
             self.checkpoint_held()
 
-    def compact(self, pace: Pace) -> CompactionReport:
+    def compact(self, pace: Pace | None = None) -> CompactionReport:
         """Seal the active segment and compact every file that holds any garbage."""
         engine = self._engine
-        with self.lock.waiting():
+        with self._asked(pace) as pace:  # noqa: PLR1704
             compaction.finish(engine, pace)
             self._sweep_and_evict(pace)
             self.damaged.clear()  # who asks is told

@@ -232,7 +232,11 @@ class Index:
 
     def readers(self) -> list[tuple[int, int | None]]:
         """Process id and transaction id (None: idle) of every reader slot in use."""
-        rows = [line.split() for line in self.env.readers().splitlines()[1:] if line.strip()]
+        try:
+            lines = self.env.readers().splitlines()
+        except lmdb.Error as error:
+            raise self.error(error, "listing readers") from error
+        rows = [line.split() for line in lines[1:] if line.strip()]
         return [(int(pid), None if txn == "-" else int(txn)) for pid, _, txn in rows]
 
     def copy(self, txn: Txn, fd: int) -> None:
@@ -244,7 +248,10 @@ class Index:
 
     def last_transaction(self) -> int:
         """The number of the last committed transaction."""
-        return int(self.env.info()["last_txnid"])
+        try:
+            return int(self.env.info()["last_txnid"])
+        except lmdb.Error as error:
+            raise self.error(error, "looking for its last transaction") from error
 
     def sync(self) -> None:
         """Everything onto the disk."""

@@ -219,10 +219,10 @@ class LMDBStore(TransactionalStore):
 
     # -- writing ----------------------------------------------------------------------------
 
-    def _writing(self) -> Engine:
+    def _writing(self, operations: int = 1) -> Engine:
         engine = self._writable()
         if engine.pressure:
-            engine.ease()
+            engine.ease(operations)
         return engine
 
     def _writable(self) -> Engine:
@@ -284,7 +284,7 @@ class LMDBStore(TransactionalStore):
 
     @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
-        engine, preparer = self._writing(), self._preparer
+        engine, preparer = self._writing(len(mapping)), self._preparer
         expires_ms = preparer.expires_ms(next(iter(mapping), ""), ttl)
         operations = preparer.save_many(mapping, expires_ms)
         if operations:
@@ -405,9 +405,7 @@ class LMDBStore(TransactionalStore):
             ReadOnlyStoreError, StoreLockedError, StoreFullError, StoreUnavailableError,
             PoisonedError: what is left is removed by the next sweep.
         """
-        from kvsage.engine.pace import Pace
-
-        return self._writing().upkeep.sweep(Pace())
+        return self._writing().upkeep.sweep()
 
     def compact(self) -> CompactionReport:
         """Move every record that is live out of log files that hold garbage, and remove those.
@@ -420,9 +418,7 @@ class LMDBStore(TransactionalStore):
             StoreFullError: no room for the records to move to; nothing was changed.
             CorruptionError: a file does not check; it stays as it is.
         """
-        from kvsage.engine.pace import Pace
-
-        return self._writing().upkeep.compact(Pace())
+        return self._writing().upkeep.compact()
 
     def checkpoint(self) -> None:
         """Copy the index beside, so that a recovery reads only what is written from here on.

@@ -6,7 +6,13 @@ from itertools import count
 
 import pytest
 
-from kvsage import CorruptionError, LMDBStore, StoreFullError, StoreLockedError
+from kvsage import (
+    CorruptionError,
+    LMDBStore,
+    StoreClosedError,
+    StoreFullError,
+    StoreLockedError,
+)
 from kvsage.engine import compaction, upkeep
 from kvsage.engine.checkpoint import read_trailer
 from kvsage.engine.engine import SMALL_SEGMENT_BYTES
@@ -136,7 +142,7 @@ def test_what_was_left_half_done_is_due(store, monkeypatch, step):
         raise Stopped
 
     monkeypatch.setattr(compaction, step, stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoreClosedError):
         store.compact()
     monkeypatch.undo()
     monkeypatch.setattr(compaction, "choose", lambda *_: [])
