@@ -46,6 +46,7 @@ from kvsage.index.segments import (
     get_meta,
     get_segment,
     listed_segments,
+    put_deletions_left,
     put_meta,
     put_segment,
 )
@@ -710,6 +711,12 @@ def seal(engine: Engine) -> None:
             put_meta(txn, begin_segment(engine, txn, meta))
 
     _change(engine, step)
+
+
+def note_deletions_left(engine: Engine) -> None:
+    """Keep how many deletions are left now that everything was compacted, for every process."""
+    tombstones = engine.index.tombstones
+    _change(engine, lambda txn: put_deletions_left(txn, int(txn.stat(tombstones)["entries"])))
 
 
 def wholly_dead(engine: Engine) -> list[int]:

@@ -475,8 +475,9 @@ class Engine:
             operations: how many are to be written.
         """
         written, self._eased = self.metrics.operations - self._eased, self.metrics.operations
-        self._owed_s += written * EASE_S * self.pressure**2
-        pause_s = min(self._owed_s, EASE_MOST_S * max(1, operations / EASED_OPERATIONS))
+        self._owed_s += max(0, written) * EASE_S * self.pressure**2
+        # Threads may come by at once; who comes between loses or wins a few milliseconds.
+        pause_s = max(0.0, min(self._owed_s, EASE_MOST_S * max(1, operations / EASED_OPERATIONS)))
         self._owed_s -= pause_s
         time.sleep(pause_s)
 

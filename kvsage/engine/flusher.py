@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 LOOK_S = 1.0  # between looks for what this process should let go of
+ALMOST = 0.99  # a wait may end a moment before its time
 
 
 class EngineThread(threading.Thread):
@@ -71,16 +72,19 @@ class Flusher:
         self._thread = None
 
     def _run(self) -> None:
-        looked_s = time.monotonic()
+        looked_s = flushed_s = time.monotonic()
         while True:
-            self._woken.wait(self._interval_s)
+            self._woken.wait(min(self._interval_s, LOOK_S))
             self._woken.clear()
             if self._ended:
                 return
+            now_s = time.monotonic()
             try:
-                self.flush()
-                if time.monotonic() - looked_s >= LOOK_S:
-                    looked_s = time.monotonic()
+                if now_s - flushed_s >= self._interval_s * ALMOST:
+                    flushed_s = now_s
+                    self.flush()
+                if now_s - looked_s >= LOOK_S:
+                    looked_s = now_s
                     self._engine.index.reader_check()  # dead readers keep pages from being reused
                     self._engine.drop_removed()
             except KvsageError:

@@ -66,12 +66,11 @@ class Queued(Waiter):
         return True
 
     def finish(self, *, took_place: bool = False, error: BaseException | None = None) -> None:
-        """Tell who waits for it; a second time changes nothing."""
-        if self.done:
-            return
-        self.took_place = took_place
-        self.error = error
-        self.done = True
+        """Tell who waits for it; a second time changes nothing, but wakes again."""
+        if not self.done:
+            self.took_place = took_place
+            self.error = error
+            self.done = True
         self.wake()
 
 

@@ -45,12 +45,11 @@ class Later(Queued):
 
     @override
     def finish(self, *, took_place: bool = False, error: BaseException | None = None) -> None:
-        if self.done:
-            return
-        self.took_place = took_place
-        self.error = error
-        self._finished.append(self)
-        self.done = True
+        if not self.done:
+            self.took_place = took_place
+            self.error = error
+            self._finished.append(self)
+            self.done = True
         self.wake()
 
     def tell(self) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SLICE_S = 0.0005
+SLICE_S = 0.002
+ASKED_REST = 0.5  # where somebody waits for the work
 REST_LEAST_S = 0.00001  # a sleep of nothing might not let anybody in
 
 

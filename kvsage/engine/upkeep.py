@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kvsage.engine import compaction, eviction, sweep
 from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
-from kvsage.engine.pace import Pace, Stopped
+from kvsage.engine.pace import ASKED_REST, Pace, Stopped
 from kvsage.engine.rotation import filled
 from kvsage.errors import (
     CorruptionError,
@@ -31,6 +31,7 @@ from kvsage.index.segments import (
     JOINING,
     all_retired,
     all_segments,
+    get_deletions_left,
     get_meta,
     listed_segments,
 )
@@ -149,7 +150,6 @@ class Upkeep:
         self._thread: EngineThread | None = None
         self.lock = UpkeepLock(engine)
         self.last_error: Exception | None = None
-        self._deletions_left = 0  # when everything was compacted last
         self.damaged: set[int | None] = set()  # files that did not check when they were compacted
 
     # -- the thread -------------------------------------------------------------------------
@@ -278,7 +278,8 @@ class Upkeep:
         index = self._engine.index
         with index.reading() as txn:
             kept, keys = (int(txn.stat(db)["entries"]) for db in (index.tombstones, index.keydir))
-        return kept > max(DELETIONS_LEAST, keys // 4, 2 * self._deletions_left)
+            left = get_deletions_left(txn)
+        return kept > max(DELETIONS_LEAST, keys // 4, 2 * left)
 
     def _compact_everything(self, pace: Pace) -> list[Compacted]:
         """Compact every sealed file that holds garbage or deletions."""
@@ -295,8 +296,7 @@ class Upkeep:
                 except CorruptionError as error:
                     failed = failed or error
         finally:
-            with engine.index.reading() as txn:
-                self._deletions_left = int(txn.stat(engine.index.tombstones)["entries"])
+            compaction.note_deletions_left(engine)
         if failed is not None:
             raise failed
         return done
@@ -335,7 +335,7 @@ class Upkeep:
         try:
             with self.lock.waiting():
                 self._refuse_ended()
-                yield pace or Pace(stopping=lambda: self._ended)
+                yield pace or Pace(lambda: ASKED_REST, lambda: self._ended)
         except Stopped:
             raise StoreClosedError("the store was closed") from None
         except LmdbError as error:

@@ -216,3 +216,18 @@ def put_floor(txn: Txn, seq: int) -> None:
     """Raise the floor to ``seq``."""
     if seq > get_floor(txn):
         txn.put(FLOOR_KEY, FLOOR.pack(seq))
+
+
+DELETIONS_KEY = b"deletions"
+DELETIONS = Struct("<Q")
+
+
+def get_deletions_left(txn: Txn) -> int:
+    """How many deletions were left when everything was compacted last; 0 where it never was."""
+    data = txn.get(DELETIONS_KEY)
+    return 0 if data is None else int(DELETIONS.unpack(data)[0])
+
+
+def put_deletions_left(txn: Txn, count: int) -> None:
+    """Set that number."""
+    txn.put(DELETIONS_KEY, DELETIONS.pack(count))

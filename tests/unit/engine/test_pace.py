@@ -10,7 +10,7 @@ class Watch:
     """The time that a thread has worked, as it is told, and how long it slept in between."""
 
     def __init__(self):
-        self.now = 100.0
+        self.now = 0.0
         self.slept = []
 
     def thread_time(self):
