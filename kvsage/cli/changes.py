@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,15 @@ from kvsage.errors import ChangesLostError
 if TYPE_CHECKING:
     from kvsage.types import Change
 
+PLACE = re.compile(r"(\d{1,20})(?:\.(\d{1,10}))?", re.ASCII)  # a position without its timeline
+
 
 @verb("changes")
-@click.option("--since", metavar="POSITION", help="Only what follows POSITION, as printed before.")
+@click.option(
+    "--since",
+    metavar="POSITION",
+    help="Only what follows POSITION, as printed before; or commit 12, or entry 3 of it: 12.3.",
+)
 @click.option("--prefix", default="", metavar="PREFIX", help="Only keys that begin with PREFIX.")
 @click.option("--consumer", metavar="NAME", help="Go on where NAME was, and remember how far.")
 @click.option("-f", "--follow", is_flag=True, help="At the end, wait for more.")
@@ -48,7 +55,7 @@ def changes_command(  # noqa: PLR0913
     """
     with open_existing(call.url(), readonly=consumer is None) as opened:
         store = embedded(opened, "changes")
-        with store.changes(since, prefix, follow=follow, consumer=consumer) as feed:
+        with store.changes(_place(since), prefix, follow=follow, consumer=consumer) as feed:
             for change in itertools.islice(feed, limit):
                 if call.as_json:
                     _print_json(change, values=values)
@@ -56,6 +63,14 @@ def changes_command(  # noqa: PLR0913
                     _print(change, values=values)
                 if (follow or consumer is not None) and sys.stdout is not None:
                     sys.stdout.flush()  # for whoever waits for it, and before it counts as passed
+
+
+def _place(since: str | None) -> str | tuple[int, int] | int | None:
+    """What was given as ``--since``, as ``store.changes`` takes it."""
+    match = None if since is None else PLACE.fullmatch(since)
+    if match is None:
+        return since
+    return int(match[1]) if match[2] is None else (int(match[1]), int(match[2]))
 
 
 def _what(change: Change) -> str:

@@ -38,9 +38,10 @@ def info_command(call: Call) -> None:
 
 
 def _figures(stats: Any) -> dict[str, Any]:
+    # Without what a process has done since it opened the store: this one has done nothing.
     if isinstance(stats, StoreStats):
         return {
-            **asdict(stats),
+            **{name: figure for name, figure in asdict(stats).items() if name != "process"},
             "dedup_ratio": stats.dedup_ratio,
             "compression_ratio": stats.compression_ratio,
         }
@@ -92,7 +93,7 @@ def _checkpoint(stats: StoreStats) -> str:
 def _reading(reader: ReaderStats) -> str:
     if reader.transaction is None or reader.behind is None:
         return "idle"
-    return f"transaction {reader.transaction:,}, {reader.behind:,} behind"
+    return f"{render.plural(reader.behind, 'index transaction')} behind"
 
 
 def _segments(stats: StoreStats) -> render.Table:

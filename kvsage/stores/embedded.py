@@ -577,8 +577,9 @@ class LMDBStore(TransactionalStore):
             disk: the door to the disk, for tests.
 
         Raises:
-            BackupError: there is no such backup, or it is damaged; nothing was changed.
-            NotAStoreError: ``path`` holds something else, or a store and ``overwrite`` is false.
+            BackupError: there is no such backup, it is damaged, or a store is at ``path`` and
+                ``overwrite`` is false; nothing was changed.
+            NotAStoreError: ``path`` holds something that is no store.
             StoreLockedError: a process has the store open, or is restoring there too.
             StoreFullError, StoreUnavailableError: nothing was changed.
         """

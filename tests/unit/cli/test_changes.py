@@ -33,6 +33,9 @@ def test_every_change_on_a_line(filled):
 def test_selection(filled):
     rows = fields(filled("changes"))
     assert fields(filled("changes", "--since", rows[1][0])) == rows[2:]
+    assert fields(filled("changes", "--since", "1.0")) == rows[1:]
+    assert fields(filled("changes", "--since", "1")) == rows[2:]
+    assert fields(filled("changes", "--since", "0")) == rows
     assert fields(filled("changes", "--prefix", "a/")) == [rows[0], rows[2]]
     assert fields(filled("changes", "-n", "2")) == rows[:2]
     assert fields(filled("changes", "--limit", "0")) == []
@@ -98,6 +101,11 @@ def test_what_could_not_be_shown_is_not_passed(filled, spawn, store):
     ("arguments", "code", "word"),
     [
         (["--since", "nonsense"], 2, "position"),
+        (["--since", "1."], 2, "position"),
+        (["--since", "9" * 5000], 2, "position"),
+        (["--since", "9" * 20], 2, "since"),
+        (["--since", "1." + "9" * 10], 2, "since"),
+        (["--since", "99"], 5, "snapshot"),
         (["--since", "1.0@0123456789abcdef"], 5, "snapshot"),
         (["--since", "99@0123456789abcdef"], 5, "snapshot"),
         (["--consumer", ""], 2, "consumer"),

@@ -56,7 +56,9 @@ def test_info_json(filled, keep):
     assert figures["segments"][0]["state"] == "active"
     assert figures["segments"][0]["live_bytes"] == figures["live_bytes"]
     assert figures["checkpoint_seq"] is None
-    assert figures["process"]["batches"] == 0  # of the command, which only looks
+    assert figures["commits"] == 5
+    assert figures["files_waiting"] == figures["dead_bytes"] == 0
+    assert "process" not in figures  # the command itself has done nothing
 
 
 def test_info_shows_garbage_expiry_and_checkpoint(store, keep):
@@ -92,7 +94,7 @@ def test_info_shows_who_reads(filled, run):
     [reading] = [
         line for line in shown.splitlines() if f"reader in process {os.getpid()}  " in line
     ]
-    assert reading.endswith(" behind")
+    assert reading.endswith(" 1 index transaction behind")
 
 
 # -- verify -------------------------------------------------------------------------------------
