@@ -41,7 +41,7 @@ from kvsage.engine.manifest import CREATED_MS_MAX, Manifest, TakenCheckpoint, Ta
 from kvsage.engine.pace import Pace
 from kvsage.engine.pool import Listing, Pool, resolved, told
 from kvsage.errors import BackupError, CorruptionError, KvsageError
-from kvsage.index.segments import get_meta, listed_segments
+from kvsage.index.segments import listed_segments, the_meta
 from kvsage.log.format import FileKind
 from kvsage.log.segment import read_header, segment_path
 from kvsage.types import BackupReport
@@ -254,8 +254,7 @@ class Run:
         shared: list[TakenFile] = []
         pending: list[Pending] = []
         with self._engine.index.reading() as txn:
-            meta = get_meta(txn)
-            assert meta is not None
+            meta = the_meta(txn)
             for segment, row in list(listed_segments(txn)):
                 sealed = segment != meta.segment
                 source = Source(segment, FileKind(row.kind), row.end if sealed else meta.offset)

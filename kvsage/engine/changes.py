@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from kvsage.engine.rotation import filled
 from kvsage.errors import ChangesLostError, ConfigError, CorruptionError
 from kvsage.index.keydir import SYSTEM
-from kvsage.index.segments import get_floor, get_meta, listed_segments
+from kvsage.index.segments import get_floor, listed_segments, the_meta
 from kvsage.log.format import (
     BATCH_BYTES,
     DELETE,
@@ -192,8 +192,7 @@ def read_on(engine: Engine, txn: Txn, prefix: bytes, stand: Stand) -> Piece:
         ChangesLostError: that is beyond what the log holds, at either end.
         CorruptionError: a batch in the way does not check.
     """
-    meta = get_meta(txn)
-    assert meta is not None
+    meta = the_meta(txn)
     floor = stand.floor if stand.passed[0] else get_floor(txn)
     refuse_lost(txn, stand.passed, floor)
     piece = Piece(stand)
@@ -270,8 +269,7 @@ def refuse_lost(txn: Txn, passed: Moment, floor: int = 0) -> None:
     Raises:
         ChangesLostError: saying how to begin anew.
     """
-    meta = get_meta(txn)
-    assert meta is not None
+    meta = the_meta(txn)
     if passed[0] > meta.seq:
         raise ChangesLostError(
             f"position {passed[0]} is beyond the end of the log, which is at {meta.seq}: what was "
@@ -429,8 +427,7 @@ def _origins(reader: SegmentReader, header: BatchHeader, at: int) -> list[tuple[
 
 def position_at(engine: Engine, txn: Txn) -> Position:
     """The end of the log, as a transaction on the index sees it."""
-    meta = get_meta(txn)
-    assert meta is not None
+    meta = the_meta(txn)
     return position_of(engine, (meta.seq, COMMIT_END))
 
 

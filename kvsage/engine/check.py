@@ -18,7 +18,7 @@ from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import SYSTEM, Row, content_key_in, decode_row
-from kvsage.index.segments import Meta, SegmentRow, all_retired, all_segments, get_meta
+from kvsage.index.segments import Meta, SegmentRow, all_retired, all_segments, the_meta
 from kvsage.log.format import (
     BATCH_BYTES,
     CONTENT,
@@ -69,8 +69,7 @@ class Check:
 
     def run(self) -> VerifyReport:
         """The report."""
-        meta = get_meta(self._txn)
-        assert meta is not None
+        meta = the_meta(self._txn)
         rows = list(all_segments(self._txn))
         self._listed = {segment for segment, _ in rows}
         for segment, row in rows:

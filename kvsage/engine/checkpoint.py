@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xxhash import xxh3_64
 
 from kvsage.errors import CorruptionError
-from kvsage.index.segments import get_meta
+from kvsage.index.segments import the_meta
 from kvsage.index.trust import VERSION
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def copy_index(engine: Engine, txn: Txn, path: Path) -> Checkpoint:
     Raises:
         StoreFullError, StoreUnavailableError: there is no such file.
     """
-    disk, meta = engine.disk, get_meta(txn)
-    assert meta is not None
+    disk, meta = engine.disk, the_meta(txn)
     try:
         fd = disk.open(path, write=True, create=True)
         try:

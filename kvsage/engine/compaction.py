@@ -43,12 +43,12 @@ from kvsage.index.segments import (
     drop_retired,
     forgotten,
     get_floor,
-    get_meta,
     get_segment,
     listed_segments,
     put_deletions_left,
     put_meta,
     put_segment,
+    the_meta,
 )
 from kvsage.log.format import (
     BATCH_BYTES,
@@ -157,8 +157,7 @@ class Judge:
         self.dropped: list[bytes] = []  # keys whose deletions are not copied
         self.dropped_bytes = self.dropped_seq = 0
         with engine.index.reading() as txn:
-            meta = get_meta(txn)
-            assert meta is not None
+            meta = the_meta(txn)
             rows = dict(all_segments(txn))
             self.floor_seq = get_floor(txn)
             needed_seq = engine.deletes_needed_after(txn)
@@ -531,8 +530,7 @@ def _tidy(engine: Engine) -> tuple[dict[int, SegmentRow], dict[int, tuple[int, i
     """
     disk = engine.disk
     with engine.index.reading() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         rows, retired = dict(all_segments(txn)), all_retired(txn)
     for segment, path in list_files(disk, engine.log_path).items():
         is_copy = path.suffix == ".cpy"
@@ -625,9 +623,9 @@ def reclaim(engine: Engine) -> int:
     index = engine.index
     index.reader_check()
     with index.reading() as txn:
-        meta = get_meta(txn)
+        meta = the_meta(txn)
         retired = all_retired(txn)
-    if not retired or meta is None:
+    if not retired:
         return 0
     oldest = min((txn for _, txn in index.readers() if txn is not None), default=1 << 63)
     newest = index.last_transaction()
@@ -663,8 +661,7 @@ def choose(engine: Engine, damaged: Collection[int | None] = ()) -> list[int]:
         damaged: files to leave alone.
     """
     with engine.index.reading() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         rows = {
             segment: row
             for segment, row in listed_segments(txn)
@@ -705,8 +702,7 @@ def seal(engine: Engine) -> None:
     engine.flusher.flush()  # so that the flush behind the gate is short
 
     def step(txn: Txn) -> None:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         if meta.last:
             put_meta(txn, begin_segment(engine, txn, meta))
 
@@ -722,8 +718,7 @@ def note_deletions_left(engine: Engine) -> None:
 def wholly_dead(engine: Engine) -> list[int]:
     """Sealed files that hold nothing live: they go without a copy, on a full disk too."""
     with engine.index.reading() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         return [
             segment
             for segment, row in listed_segments(txn)
@@ -741,8 +736,7 @@ def everything(engine: Engine, damaged: Collection[int | None] = ()) -> list[lis
         damaged: files to leave alone.
     """
     with engine.index.reading() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         rows = {s: row for s, row in listed_segments(txn) if s != meta.segment}
         deletions = {
             PLACE.unpack_from(row)[0]

@@ -35,7 +35,14 @@ from kvsage.errors import (
 )
 from kvsage.fs.locks import LockFile, WriterGate, try_lock, wait_for_lock
 from kvsage.fs.mounts import refuse_network_filesystem
-from kvsage.index.segments import all_retired, all_segments, get_meta, listed_segments, put_meta
+from kvsage.index.segments import (
+    all_retired,
+    all_segments,
+    get_meta,
+    listed_segments,
+    put_meta,
+    the_meta,
+)
 from kvsage.log.format import (
     BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
@@ -253,8 +260,7 @@ class Engine:
     def _catch_up(self) -> None:
         """Apply and flush what a process that died left behind."""
         with self.index.reading() as txn:
-            meta = get_meta(txn)
-        assert meta is not None
+            meta = the_meta(txn)
         fd = self.files.fd(meta.segment)
         header = inspect(
             self.disk, meta.segment, self._segment_path(meta.segment), self.identity.uuid
@@ -439,8 +445,7 @@ class Engine:
         are about to outrun the upkeep of this process they are slowed down.
         """
         with self.index.reading() as txn:
-            meta = get_meta(txn)
-            assert meta is not None
+            meta = the_meta(txn)
             rows = [
                 filled(row, meta) if segment == meta.segment else row
                 for segment, row in listed_segments(txn)
@@ -484,9 +489,8 @@ class Engine:
     def drop_removed(self) -> None:
         """Close what this process holds of files that were removed, so that their space is free."""
         with self.index.reading() as txn:
-            meta = get_meta(txn)
+            meta = the_meta(txn)
             known = dict(all_segments(txn)).keys() | all_retired(txn).keys()
-        assert meta is not None
         # A file that is being made has an id above the active segment's, or a name.
         gone = [s for s in list(self.files.fds) if s not in known and s < meta.segment]
         if gone:

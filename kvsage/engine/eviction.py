@@ -25,7 +25,7 @@ from kvsage.engine.rotation import filled
 from kvsage.engine.sweep import BATCH_KEYS, sweep
 from kvsage.errors import CorruptionError
 from kvsage.index.keydir import ROW, SYSTEM
-from kvsage.index.segments import Meta, SegmentRow, get_meta, listed_segments
+from kvsage.index.segments import Meta, SegmentRow, listed_segments, the_meta
 from kvsage.log.format import BATCH_BYTES, DELETE, ENTRY_BYTES, EVICTED, ORIGIN, PUT, FileKind
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _files(engine: Engine) -> tuple[Meta, dict[int, SegmentRow]]:
 
 
 def _files_in(txn: Txn) -> tuple[Meta, dict[int, SegmentRow]]:
-    meta = get_meta(txn)
-    assert meta is not None
+    meta = the_meta(txn)
     rows = dict(listed_segments(txn))
     rows[meta.segment] = filled(rows[meta.segment], meta)
     return meta, rows

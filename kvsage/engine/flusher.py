@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from kvsage.errors import KvsageError, StoreUnavailableError
-from kvsage.index.segments import get_meta
+from kvsage.index.segments import the_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,8 +102,7 @@ class Flusher:
         engine = self._engine
         with self._lock:
             with engine.index.reading() as txn:
-                meta = get_meta(txn)
-            assert meta is not None
+                meta = the_meta(txn)
             if meta.seq <= max(meta.flushed_seq, self.flushed_seq):
                 return
             try:

@@ -23,6 +23,7 @@ from kvsage.index.segments import (
     Meta,
     get_meta,
     put_meta,
+    the_meta,
 )
 from kvsage.index.trust import Trust, read_trust
 from kvsage.log.format import (
@@ -168,8 +169,7 @@ def close_clean(engine: Engine) -> None:
         return
     index, disk = engine.index, engine.disk
     with index.writing() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         if meta.poisoned:
             return
         meta = adopt(engine, txn, meta)

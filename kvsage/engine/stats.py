@@ -23,7 +23,7 @@ from kvsage.index.segments import (
     SegmentRow,
     all_retired,
     all_segments,
-    get_meta,
+    the_meta,
 )
 from kvsage.log.format import FileKind
 from kvsage.types import ProcessStats, ReaderStats, SegmentStats, StoreStats
@@ -37,8 +37,7 @@ def collect(engine: Engine) -> StoreStats:
     """The figures, as of now."""
     index = engine.index
     with index.reading() as txn:
-        meta = get_meta(txn)
-        assert meta is not None
+        meta = the_meta(txn)
         keys, tombstones = (int(txn.stat(db)["entries"]) for db in (index.keydir, index.tombstones))
         expired = View(engine, txn, engine.clock() * 1000).expired_count()
         contents = _contents(engine, txn)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvsage.index.segments import (
     Meta,
-    get_meta,
+    the_meta,
 )
 from kvsage.index.trust import Trust, boot_id, encode_trust, read_trust
 
@@ -42,8 +42,7 @@ def mark_used(engine: Engine) -> None:
     trust = read_trust(engine.disk, engine.trust_path)
     if trust is None or trust.clean:
         with engine.index.reading() as txn:
-            meta = get_meta(txn)
-        assert meta is not None
+            meta = the_meta(txn)
         write_trust(engine, meta, clean=False)
     engine.used = True
 

@@ -32,8 +32,8 @@ from kvsage.index.segments import (
     all_retired,
     all_segments,
     get_deletions_left,
-    get_meta,
     listed_segments,
+    the_meta,
 )
 from kvsage.log.format import FileKind
 from kvsage.types import CompactionReport
@@ -313,8 +313,7 @@ class Upkeep:
             last = None
         since_seq, index_bytes = (0, 0) if last is None else (last.seq, last.index_bytes)
         with engine.index.reading() as txn:
-            meta = get_meta(txn)
-            assert meta is not None
+            meta = the_meta(txn)
             rows = dict(listed_segments(txn))
         rows[meta.segment] = filled(rows[meta.segment], meta)
         grown = sum(_bytes_since(row, since_seq) for row in rows.values())
@@ -376,8 +375,7 @@ class Upkeep:
 
     def _log_bytes(self) -> int:
         with self._engine.index.reading() as txn:
-            meta = get_meta(txn)
-            assert meta is not None
+            meta = the_meta(txn)
             return sum(
                 (meta.offset if segment == meta.segment else row.end) - row.start
                 for segment, row in listed_segments(txn)

@@ -77,6 +77,18 @@ def get_meta(txn: Txn) -> Meta | None:
     return None if data is None else decode_meta(data)
 
 
+def the_meta(txn: Txn) -> Meta:
+    """The row, of an index that is built.
+
+    Raises:
+        CorruptionError: there is none.
+    """
+    meta = get_meta(txn)
+    if meta is None:
+        raise damaged(StructError("the row of the log's end is missing"))
+    return meta
+
+
 def put_meta(txn: Txn, meta: Meta) -> None:
     """Set the row."""
     txn.put(META_KEY, META.pack(*meta))

@@ -771,7 +771,7 @@ def engine_with(store, monkeypatch):
         made[active] = SegmentRow(100, 100, 9, 9, 0, 0, 1, LISTED)
         meta = get_meta_of(store)._replace(segment=active)
         monkeypatch.setattr(compaction, "listed_segments", lambda _: iter(made.items()))
-        monkeypatch.setattr(compaction, "get_meta", lambda _: meta)
+        monkeypatch.setattr(compaction, "the_meta", lambda _: meta)
         monkeypatch.setattr(compaction, "WORTH_BYTES", 10)
         store._engine.segment_limit = limit
         return store._engine
