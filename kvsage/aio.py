@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
+    from kvsage.engine.snapshot import EngineSnapshot
+
 CHUNK = 64  # items of a scan that are fetched at once
 INLINE_KEYS_MAX = 256  # a load_many of more would hold up the event loop
 THREADS_MOST = 32
@@ -251,9 +253,7 @@ class AsyncStore(AsyncWriter):
             threads: see ``AsyncStore``.
             **options: options of the store.
         """
-        opening = ThreadPoolExecutor(1, thread_name_prefix="kvsage-open")
-        future = opening.submit(registry.open, url, **options)
-        opening.shutdown(wait=False)
+        future = _on_own_thread(partial(registry.open, url, **options))
         try:
             return cls(await asyncio.shield(asyncio.wrap_future(future)), threads=threads)
         except BaseException:
@@ -336,9 +336,7 @@ class AsyncStore(AsyncWriter):
         """Close the store, behind the verbs that are on their way; a second close does nothing."""
         self._refuse_nested()
         if self._closing is None or (self._closing.done() and self._closing.exception()):
-            closer = ThreadPoolExecutor(1, thread_name_prefix="kvsage-closer")
-            self._closing = closer.submit(self._close)
-            closer.shutdown(wait=False)
+            self._closing = _on_own_thread(self._close)
         await _to_the_end(self._closing)
 
     def _close(self) -> None:
@@ -421,12 +419,12 @@ class AsyncSnapshot(AsyncReader):
         self._of = of
         over = StoreClosedError("the snapshot is closed")
         self._thread: OwnThread[Snapshot] = OwnThread(of.store.snapshot, over)
-        self._inline = isinstance(of.store, LMDBStore)
-        self._open = contextlib.ExitStack()
+        self._embedded: EngineSnapshot | None = None
 
     async def __aenter__(self) -> Self:
-        if self._inline:
-            self._view = self._open.enter_context(self._of.store.snapshot())
+        store = self._of.store
+        if isinstance(store, LMDBStore):
+            self._view = self._embedded = store.snapshot()
         else:
             self._view = await self._thread.__aenter__()
         return self
@@ -437,19 +435,35 @@ class AsyncSnapshot(AsyncReader):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._inline:
-            self._open.close()
-        else:
+        view = self._embedded
+        if view is None:
             await self._thread.__aexit__(kind, error, trace)
+        elif view.enter(wait=False):
+            try:
+                view.close()
+            finally:
+                view.leave()
+        else:
+            await _to_the_end(_on_own_thread(view.close))
 
     @override
     async def _run(self, fn: Callable[..., Result], *args: Any, **options: Any) -> Result:
-        call = self._of.run if self._inline else self._thread.run
+        call = self._thread.run if self._embedded is None else self._of.run
         return await call(fn, *args, **options)
 
     @override
     async def _read(self, fn: Callable[..., Result], *args: Any) -> Result:
-        return fn(*args) if self._inline else await self._thread.run(fn, *args)
+        view = self._embedded
+        if view is None:
+            return await self._thread.run(fn, *args)
+        # Something long may have it, on a thread: the event loop goes on meanwhile. Reading itself
+        # stays here, so that a scan that is cancelled is not running on some thread.
+        while not view.enter(wait=False):
+            await self._run(_wait_for_turn, view)
+        try:
+            return fn(*args)
+        finally:
+            view.leave()
 
 
 class AsyncTransaction(AsyncWriter):
@@ -618,6 +632,18 @@ class Inbox:
 
 def _chunk(found: Iterator[Result]) -> list[Result]:
     return list(islice(found, CHUNK))
+
+
+def _wait_for_turn(view: EngineSnapshot) -> None:
+    view.enter(wait=True)
+    view.leave()
+
+
+def _on_own_thread(fn: Callable[[], Result]) -> Future[Result]:
+    thread = ThreadPoolExecutor(1, thread_name_prefix="kvsage-async")
+    future = thread.submit(fn)
+    thread.shutdown(wait=False)
+    return future
 
 
 def _close_opened(future: Future[PersistenceStore]) -> None:

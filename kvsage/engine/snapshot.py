@@ -183,6 +183,18 @@ class EngineSnapshot(Snapshot):
             if view is not None and self._generation == self._engine.generation:
                 view.txn.abort()
 
+    def enter(self, *, wait: bool) -> bool:
+        """Take a turn for several verbs, until ``leave``; false where it is not free at once.
+
+        Args:
+            wait: for whoever has it now, as long as that takes.
+        """
+        return self._lock.acquire(blocking=wait)
+
+    def leave(self) -> None:
+        """End a turn."""
+        self._lock.release()
+
     def __enter__(self) -> Self:
         return self
 

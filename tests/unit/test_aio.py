@@ -146,6 +146,56 @@ def test_reads_of_a_snapshot_stay_as_they_were(embedded):
     run(main())
 
 
+@contextmanager
+def busy(snapshot):
+    """On a thread, something that takes long with a snapshot, until the block ends."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work():
+        with snapshot._lock:
+            begun.set()
+            assert over.wait(PATIENCE_S)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_snapshot_that_is_busy_does_not_hold_the_event_loop(embedded):
+    async def scan(view):
+        return [item async for item in view.items()]
+
+    async def main():
+        store = AsyncStore(embedded)
+        await store.save_many({"a": 1, "b": 2})
+        async with store.snapshot() as view:
+            with busy(view._view):
+                tasks = [asyncio.ensure_future(view.load("a")) for _ in range(20)]
+                tasks.append(asyncio.ensure_future(scan(view)))
+                cancelled = asyncio.ensure_future(scan(view))
+                await asyncio.sleep(0)  # all have begun, and the event loop goes on
+                cancelled.cancel()
+                done, _ = await asyncio.wait([*tasks, cancelled], return_when="FIRST_COMPLETED")
+                assert done == {cancelled}
+                assert await store.load("b") == 2
+            assert await asyncio.gather(*tasks) == [*[1] * 20, [("a", 1), ("b", 2)]]
+            with busy(view._view):
+                leaving = asyncio.ensure_future(view.__aexit__(None, None, None))
+                await asyncio.sleep(0)
+                assert not leaving.done()
+            await leaving
+        with pytest.raises(StoreClosedError):
+            await view.load("a")
+        assert not [reader for reader in embedded.stats().readers if reader.transaction]
+
+    run(main())
+
+
 def test_a_store_with_four_verbs():
     async def main():
         plain = FourVerbs()
