@@ -138,8 +138,9 @@ def _close_all() -> None:
 
 def _before_fork() -> None:
     """Wait for modules that another thread is loading: in the child nobody would finish that."""
+    looked_for = getattr(importlib._bootstrap, "_module_locks", {})  # noqa: SLF001  # there is no other way to ask
     for name in ON_FIRST_USE:
-        if name in sys.modules:
+        if name in sys.modules or name in looked_for:
             importlib.import_module(name)
 
 
