@@ -289,14 +289,18 @@ os.waitpid(pid, 0)
 
 # -- all at once --------------------------------------------------------------------------------
 
+BACKUPS = 5
+
 BUSY = """
-import random
-seed, times = map(int, arguments)
+import queue, random
+target = arguments.pop()
+seed, times, backups = map(int, arguments)
 store = LMDBStore(
     path, durability="relaxed", upkeep_interval=0.01, segment_bytes_max=65536, sync_interval=0.01
 )
 failed = []
 done = threading.Event()
+due = queue.SimpleQueue()
 
 def write():
     chance = random.Random(seed)
@@ -312,6 +316,8 @@ def write():
             store.save(key, [number, "x" * chance.randrange(3000)], ttl=0.05)
         else:
             store.delete(key)
+        if backups and number % (times // backups) == 0:
+            due.put(number)
     if seed == 0:
         store.checkpoint()
     store.sweep()
@@ -323,6 +329,10 @@ def read():
                 balances = [value[0] for _, value in view.items("account:")]
                 assert (len(balances), sum(balances)) == (12, 1200), balances
 
+def back_up():
+    for _ in iter(due.get, None):
+        store.backup(target)
+
 def kept(work):
     try:
         work()
@@ -330,20 +340,27 @@ def kept(work):
         failed.append(repr(error))
 
 say("ready"); hear()
-reader, writer = (threading.Thread(target=kept, args=(work,)) for work in (read, write))
-reader.start(); writer.start()
-writer.join(); done.set(); reader.join()
+works = (write, read, back_up)
+writer, *others = threads = [threading.Thread(target=kept, args=(work,)) for work in works]
+for thread in threads:
+    thread.start()
+writer.join(); done.set(); due.put(None)
+for other in others:
+    other.join()
 error = store._engine.upkeep.last_error
 store.close()
 say(failed, error)
 """
 
 
-def test_readers_see_one_sum_while_everything_goes_on(path, child):
+def test_readers_see_one_sum_while_everything_goes_on(path, child, tmp_path):
     with LMDBStore(path, **QUIET) as store:
         store.save_many({f"account:{n:02}": [TOTAL // ACCOUNTS, b""] for n in range(ACCOUNTS)})
     times = 400
-    processes = [child(BUSY, path, seed, times) for seed in range(3)]
+    target = tmp_path / "backups"
+    processes = [
+        child(BUSY, path, seed, times, BACKUPS if seed == 1 else 0, target) for seed in range(3)
+    ]
     for one in processes:
         assert one.line() == "ready"
     for one in processes:
@@ -360,3 +377,12 @@ def test_readers_see_one_sum_while_everything_goes_on(path, child):
         assert store.compact().files_waiting == 0
         assert sum(value[0] for _, value in store.items()) == TOTAL
         only_the_log_is_left(store)
+    made = LMDBStore.backups(target)
+    assert len(made) == BACKUPS
+    assert [backup.seq for backup in made] == sorted({backup.seq for backup in made})
+    assert LMDBStore.verify_backups(target).problems == ()
+    for backup in made:
+        LMDBStore.restore(target, tmp_path / backup.name, name=backup.name)
+        with LMDBStore(tmp_path / backup.name, **QUIET) as store:
+            assert sum(value[0] for _, value in store.items("account:")) == TOTAL
+            assert store.verify(deep=True).problems == ()
