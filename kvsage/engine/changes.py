@@ -20,10 +20,10 @@ import heapq
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from kvsage.engine.rotation import filled
+from kvsage.engine.rotation import files_now
 from kvsage.errors import ChangesLostError, ConfigError, CorruptionError
 from kvsage.index.keydir import SYSTEM
-from kvsage.index.segments import get_floor, listed_segments, the_meta
+from kvsage.index.segments import get_floor, the_meta
 from kvsage.log.format import (
     BATCH_BYTES,
     DELETE,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
     from kvsage.index.env import Txn
-    from kvsage.index.segments import Meta, SegmentRow
+    from kvsage.index.segments import SegmentRow
     from kvsage.log.format import BatchHeader, LogEntry
 
 CHANGES_MAX = 1000
@@ -192,13 +192,15 @@ def read_on(engine: Engine, txn: Txn, prefix: bytes, stand: Stand) -> Piece:
         ChangesLostError: that is beyond what the log holds, at either end.
         CorruptionError: a batch in the way does not check.
     """
-    meta = the_meta(txn)
+    meta, rows = files_now(txn)
     floor = stand.floor if stand.passed[0] else get_floor(txn)
     refuse_lost(txn, stand.passed, floor)
     piece = Piece(stand)
     wanted = _Wanted(engine, prefix, stand.passed)
     files = []
-    for segment, row in _files_from(txn, meta, stand.passed[0]):
+    for segment, row in rows.items():
+        if row.last_seq < stand.passed[0]:
+            continue
         earliest = (0 if row.kind == FileKind.COPY else row.after_seq, 0)
         bound, place = stand.files.get(segment, (earliest, None))
         files.append(_File(wanted, Listed(segment, row), bound, place))
@@ -241,15 +243,6 @@ class Listed(NamedTuple):
 
     segment: int
     row: SegmentRow
-
-
-def _files_from(txn: Txn, meta: Meta, seq: int) -> Iterator[Listed]:
-    """The files that hold anything of the commit ``seq`` or a later one."""
-    for segment, row in listed_segments(txn):
-        if segment == meta.segment:
-            yield Listed(segment, filled(row, meta))
-        elif row.last_seq >= seq:
-            yield Listed(segment, row)
 
 
 def whole_seq(passed: Moment) -> int:

@@ -24,7 +24,7 @@ from kvsage.engine.flusher import Flusher
 from kvsage.engine.metrics import Metrics
 from kvsage.engine.reads import Reads
 from kvsage.engine.recovery import close_clean, open_index
-from kvsage.engine.rotation import filled
+from kvsage.engine.rotation import files_now, live_bytes, log_bytes
 from kvsage.engine.upkeep import Upkeep
 from kvsage.errors import (
     ConfigError,
@@ -39,7 +39,6 @@ from kvsage.index.segments import (
     all_retired,
     all_segments,
     get_meta,
-    listed_segments,
     put_meta,
     the_meta,
 )
@@ -445,13 +444,8 @@ class Engine:
         are about to outrun the upkeep of this process they are slowed down.
         """
         with self.index.reading() as txn:
-            meta = the_meta(txn)
-            rows = [
-                filled(row, meta) if segment == meta.segment else row
-                for segment, row in listed_segments(txn)
-            ]
-        live = sum(row.entry_bytes - row.dead_bytes for row in rows)
-        log = sum(row.end - row.start for row in rows)
+            _, rows = files_now(txn)
+        live, log = sum(map(live_bytes, rows.values())), log_bytes(rows.values())
         limit = min(self.options.segment_bytes_max, max(live // 4, SMALL_SEGMENT_BYTES))
         if self.options.bytes_max is not None:
             limit = min(limit, max(self.options.bytes_max // 16, SEGMENT_BYTES_LEAST))

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 from kvsage.engine import compaction
 from kvsage.engine.commit import Operation
 from kvsage.engine.pace import UNPACED, Pace
-from kvsage.engine.rotation import filled
+from kvsage.engine.rotation import files_now, live_bytes, log_bytes
 from kvsage.engine.sweep import BATCH_KEYS, sweep
 from kvsage.errors import CorruptionError
 from kvsage.index.keydir import ROW, SYSTEM
-from kvsage.index.segments import Meta, SegmentRow, listed_segments, the_meta
 from kvsage.log.format import BATCH_BYTES, DELETE, ENTRY_BYTES, EVICTED, ORIGIN, PUT, FileKind
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
     from kvsage.engine.reads import Reads
-    from kvsage.index.env import Txn
+    from kvsage.index.segments import Meta, SegmentRow
 
 START_SHARE = 0.9  # of bytes_max: a pass begins, so that its copies and what is written fit in
 LOG_SHARE = 0.8  # of bytes_max: larger than this the log need not be after a pass
@@ -50,7 +49,7 @@ def is_due(engine: Engine) -> bool:
     if bytes_max is None or reads is None:
         return False
     meta, rows = _files(engine)
-    return meta.segment != reads.stuck_in and _log_bytes(rows) > bytes_max * START_SHARE
+    return meta.segment != reads.stuck_in and log_bytes(rows.values()) > bytes_max * START_SHARE
 
 
 def evict(engine: Engine, pace: Pace = UNPACED) -> int:
@@ -71,31 +70,15 @@ def evict(engine: Engine, pace: Pace = UNPACED) -> int:
 
 
 def _files(engine: Engine) -> tuple[Meta, dict[int, SegmentRow]]:
-    """The rows of the files that count, the active one's as filled as it is."""
     with engine.index.reading() as txn:
-        return _files_in(txn)
-
-
-def _files_in(txn: Txn) -> tuple[Meta, dict[int, SegmentRow]]:
-    meta = the_meta(txn)
-    rows = dict(listed_segments(txn))
-    rows[meta.segment] = filled(rows[meta.segment], meta)
-    return meta, rows
-
-
-def _log_bytes(rows: dict[int, SegmentRow]) -> int:
-    return sum(row.end for row in rows.values())
-
-
-def _live_bytes(row: SegmentRow) -> int:
-    return row.entry_bytes - row.dead_bytes
+        return files_now(txn)
 
 
 def _shrinks_by(row: SegmentRow) -> int:
     """How many bytes smaller a copy of the file would be, about."""
     if not row.entry_bytes:
         return row.end - row.start
-    live_share = _live_bytes(row) / row.entry_bytes
+    live_share = live_bytes(row) / row.entry_bytes
     if row.kind == FileKind.COPY:
         return int((row.end - row.start) * (1 - live_share))
     batches = row.last_seq - row.after_seq
@@ -123,7 +106,7 @@ class _Pass:
             self._round()
         self._give_back()
         meta, rows = _files(self._engine)
-        is_stuck = _log_bytes(rows) > self._bytes_max * START_SHARE
+        is_stuck = log_bytes(rows.values()) > self._bytes_max * START_SHARE
         self._reads.stuck_in = meta.segment if is_stuck else 0
         return self._evicted
 
@@ -152,10 +135,10 @@ class _Pass:
         """What the log would take with all garbage, framing and deletions out of it."""
         index = self._engine.index
         with index.reading() as txn:
-            _, rows = _files_in(txn)
+            _, rows = files_now(txn)
             databases = (index.keydir, index.system, index.contents)
             entries = sum(int(txn.stat(db)["entries"]) for db in databases)
-        live = sum(_live_bytes(row) for row in rows.values())
+        live = sum(live_bytes(row) for row in rows.values())
         return live + ORIGIN.size * entries - self._droppable_bytes()
 
     def _droppable_bytes(self) -> int:
@@ -226,7 +209,7 @@ class _Pass:
             self._dig_up()
 
     def _is_large(self) -> bool:
-        return _log_bytes(_files(self._engine)[1]) > self._bytes_max * LOG_SHARE
+        return log_bytes(_files(self._engine)[1].values()) > self._bytes_max * LOG_SHARE
 
     def _worth(self) -> list[int]:
         """The sealed files that would shrink, by how much."""
@@ -243,10 +226,10 @@ class _Pass:
         group: list[int] = []
         live = 0
         for segment in segments:
-            live += _live_bytes(rows[segment])
+            live += live_bytes(rows[segment])
             if group and live > self._engine.segment_limit:
                 yield group
-                group, live = [], _live_bytes(rows[segment])
+                group, live = [], live_bytes(rows[segment])
             group.append(segment)
         if group:
             yield group

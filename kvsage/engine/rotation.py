@@ -25,6 +25,7 @@ from kvsage.index.segments import (
     put_floor,
     put_retired,
     put_segment,
+    the_meta,
 )
 from kvsage.log.format import (
     BATCH_BYTES,
@@ -49,6 +50,8 @@ from kvsage.log.segment import inspect, list_files, next_segment
 from kvsage.log.writer import create_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvsage.engine.engine import Engine
     from kvsage.index.env import Index, Txn
 
@@ -122,6 +125,26 @@ def filled(row: SegmentRow, meta: Meta) -> SegmentRow:
     batches = meta.seq - row.after_seq
     entry_bytes = meta.offset - row.start - batches * BATCH_BYTES
     return row._replace(end=meta.offset, last_seq=meta.seq, entry_bytes=entry_bytes)
+
+
+def files_now(txn: Txn) -> tuple[Meta, dict[int, SegmentRow]]:
+    """The rows of the files that count, in the order of their ids, the active one's as filled."""
+    meta = the_meta(txn)
+    rows = {
+        segment: filled(row, meta) if segment == meta.segment else row
+        for segment, row in listed_segments(txn)
+    }
+    return meta, rows
+
+
+def log_bytes(rows: Iterable[SegmentRow]) -> int:
+    """What all commits in some files take, without the files' headers."""
+    return sum(row.end - row.start for row in rows)
+
+
+def live_bytes(row: SegmentRow) -> int:
+    """What the index leads to in a file."""
+    return row.entry_bytes - row.dead_bytes
 
 
 def retire(txn: Txn, value: bytes) -> None:

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine.checkpoint import read_trailer
 from kvsage.engine.metrics import percentile
-from kvsage.engine.rotation import filled
+from kvsage.engine.rotation import files_now, live_bytes, log_bytes
 from kvsage.engine.snapshot import View
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import CONTENT_ROW
 from kvsage.index.keydir import StructError, damaged
 from kvsage.index.segments import (
     JOINING,
-    Meta,
     SegmentRow,
     all_retired,
     all_segments,
-    the_meta,
 )
 from kvsage.log.format import FileKind
 from kvsage.types import ProcessStats, ReaderStats, SegmentStats, StoreStats
@@ -37,11 +35,14 @@ def collect(engine: Engine) -> StoreStats:
     """The figures, as of now."""
     index = engine.index
     with index.reading() as txn:
-        meta = the_meta(txn)
+        meta, counted = files_now(txn)
         keys, tombstones = (int(txn.stat(db)["entries"]) for db in (index.keydir, index.tombstones))
         expired = View(engine, txn, engine.clock() * 1000).expired_count()
         contents = _contents(engine, txn)
-        segments = tuple(_segment(s, row, meta) for s, row in all_segments(txn))
+        segments = tuple(
+            _segment(s, row, is_active=s == meta.segment)
+            for s, row in (dict(all_segments(txn)) | counted).items()
+        )
         files_waiting = len(all_retired(txn))
     checkpoint_seq, checkpoint_bytes = _checkpoint(engine)
     return StoreStats(
@@ -93,14 +94,12 @@ def _contents(engine: Engine, txn: Txn) -> _Contents:
     return _Contents(number, references, raw_bytes, stored_bytes, logical_bytes)
 
 
-def _segment(segment: int, row: SegmentRow, meta: Meta) -> SegmentStats:
-    is_active = segment == meta.segment
-    whole = filled(row, meta) if is_active else row
+def _segment(segment: int, row: SegmentRow, *, is_active: bool) -> SegmentStats:
     return SegmentStats(
         segment,
-        whole.end - whole.start,
-        whole.entry_bytes - whole.dead_bytes,
-        whole.dead_bytes,
+        log_bytes((row,)),
+        live_bytes(row),
+        row.dead_bytes,
         "active"
         if is_active
         else "joining"

@@ -17,7 +17,7 @@ from kvsage.engine import compaction, eviction, sweep
 from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import ASKED_REST, Pace, Stopped
-from kvsage.engine.rotation import filled
+from kvsage.engine.rotation import files_now, log_bytes
 from kvsage.errors import (
     CorruptionError,
     StoreClosedError,
@@ -32,8 +32,6 @@ from kvsage.index.segments import (
     all_retired,
     all_segments,
     get_deletions_left,
-    listed_segments,
-    the_meta,
 )
 from kvsage.log.format import FileKind
 from kvsage.types import CompactionReport
@@ -313,9 +311,7 @@ class Upkeep:
             last = None
         since_seq, index_bytes = (0, 0) if last is None else (last.seq, last.index_bytes)
         with engine.index.reading() as txn:
-            meta = the_meta(txn)
-            rows = dict(listed_segments(txn))
-        rows[meta.segment] = filled(rows[meta.segment], meta)
+            _, rows = files_now(txn)
         grown = sum(_bytes_since(row, since_seq) for row in rows.values())
         return grown > max(CHECKPOINT_BYTES, 2 * index_bytes)
 
@@ -375,11 +371,7 @@ class Upkeep:
 
     def _log_bytes(self) -> int:
         with self._engine.index.reading() as txn:
-            meta = the_meta(txn)
-            return sum(
-                (meta.offset if segment == meta.segment else row.end) - row.start
-                for segment, row in listed_segments(txn)
-            )
+            return log_bytes(files_now(txn)[1].values())
 
 
 def _bytes_since(row: SegmentRow, seq: int) -> float:

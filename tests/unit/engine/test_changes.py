@@ -469,7 +469,7 @@ def test_every_position_resumes_in_compacted_copies(small):
     changes = list(small.changes())
     with small._engine.index.reading() as txn:
         floor = reading.get_floor(txn)
-        kinds = {row.kind for _, row in reading.listed_segments(txn)}
+        kinds = {row.kind for row in reading.files_now(txn)[1].values()}
     assert kinds == {1, 2}
     resumed = 0
     for place, change in enumerate(changes):
