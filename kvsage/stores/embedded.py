@@ -410,13 +410,18 @@ class LMDBStore(TransactionalStore):
     def compact(self) -> CompactionReport:
         """Move every record that is live out of log files that hold garbage, and remove those.
 
-        Happens by itself in the background when a third of the log is garbage; this leaves next to
-        none. Others read and write meanwhile.
+        Happens by itself in the background when a third of the sealed files' bytes is garbage, or
+        half of one file's; this leaves next to none. Others read and write meanwhile.
 
         Raises:
-            StoreLockedError: another process has been compacting all the time.
-            StoreFullError: no room for the records to move to; nothing was changed.
-            CorruptionError: a file does not check; it stays as it is.
+            TransactionStateError: this thread has a transaction open.
+            StoreLockedError: another thread or process has been compacting all the time.
+            StoreFullError: no room for the records to move to. What was done by then stays; the
+                next run does the rest.
+            CorruptionError: a file does not check, or is missing; it stays as it is, and the others
+                are compacted.
+            ReadOnlyStoreError, StoreUnavailableError, PoisonedError: as of every write.
+            StoreClosedError: the store was closed meanwhile.
         """
         return self._writing().upkeep.compact()
 
@@ -424,6 +429,12 @@ class LMDBStore(TransactionalStore):
         """Copy the index beside, so that a recovery reads only what is written from here on.
 
         Happens by itself in the background when the log has grown.
+
+        Raises:
+            TransactionStateError: this thread has a transaction open.
+            StoreLockedError: another thread or process has been compacting all the time.
+            StoreFullError, StoreUnavailableError: the one before stays.
+            ReadOnlyStoreError, PoisonedError, StoreClosedError: as of every write.
         """
         self._writing().upkeep.checkpoint()
 
@@ -475,6 +486,7 @@ class LMDBStore(TransactionalStore):
                 another store's.
             StoreLockedError: another process is using the directory.
             StoreFullError, StoreUnavailableError: it takes no more; earlier backups are as before.
+                Or an old backup cannot be removed; then the new one is made all the same.
             CorruptionError: the log is damaged; earlier backups are as before.
         """
         from kvsage.engine import backup, catalogue
