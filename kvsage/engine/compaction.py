@@ -34,7 +34,7 @@ from kvsage.engine.rebuild import growing
 from kvsage.engine.rotation import begin_segment
 from kvsage.errors import CorruptionError
 from kvsage.index.env import LmdbError
-from kvsage.index.keydir import SYSTEM
+from kvsage.index.keydir import PLACE, PLACE_AND_SEQ, SYSTEM
 from kvsage.index.segments import (
     JOINING,
     SegmentRow,
@@ -44,7 +44,6 @@ from kvsage.index.segments import (
     forgotten,
     get_floor,
     get_segment,
-    listed_segments,
     put_deletions_left,
     put_meta,
     put_segment,
@@ -92,8 +91,6 @@ BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece,
 RUN_ROWS = 1024  # sorted in one go
 STEP_ROWS = 512  # moved behind the writer gate in one go: 2 ms or so
 
-PLACE = Struct("<II")  # file id and offset, with which every row of an entry begins
-PLACE_AND_SEQ = Struct("<IIIQ")
 MOVED = Struct("<BQII")  # kind, seq, offset in the copy, length; behind the key
 
 
@@ -643,58 +640,7 @@ def reclaim(engine: Engine) -> int:
     return len(retired) - len(free)
 
 
-# -- what to compact ----------------------------------------------------------------------------
-
-GARBAGE_SHARE = 1 / 3  # of all sealed files together: the log is then 1.5 times what is live
-FILE_GARBAGE_SHARE = 1 / 2  # of one file
-JOINED_SHARE = 1 / 8  # files smaller than this share of a segment are put together
-JOINED_FILES = 8  # as soon as there are so many of them
-SOURCES_MAX = 64
-WORTH_BYTES = 16 << 10  # less garbage than this is not worth a copy
-
-
-def choose(engine: Engine, damaged: Collection[int | None] = ()) -> list[int]:
-    """The files that compaction should take next of its own accord; empty where all is well.
-
-    Args:
-        engine: whose files.
-        damaged: files to leave alone.
-    """
-    with engine.index.reading() as txn:
-        meta = the_meta(txn)
-        rows = {
-            segment: row
-            for segment, row in listed_segments(txn)
-            if segment != meta.segment and segment not in damaged
-        }
-    total = sum(row.entry_bytes for row in rows.values())
-    dead = sum(row.dead_bytes for row in rows.values())
-    limit = engine.segment_limit
-    worth = [s for s, row in rows.items() if row.dead_bytes >= min(WORTH_BYTES, row.entry_bytes)]
-    worst = sorted(worth, key=lambda segment: _share(rows[segment]), reverse=True)
-    if worst and (_share(rows[worst[0]]) >= FILE_GARBAGE_SHARE or dead >= GARBAGE_SHARE * total):
-        return _fitting(rows, [s for s in worst if _share(rows[s]) >= GARBAGE_SHARE / 2], limit)
-    small = [s for s, row in rows.items() if row.end - row.start < limit * JOINED_SHARE]
-    if len(small) >= JOINED_FILES:
-        return _fitting(rows, small, limit)
-    return []
-
-
-def _share(row: SegmentRow) -> float:
-    """Which part of a file is garbage; all of one that holds nothing but framing."""
-    return row.dead_bytes / row.entry_bytes if row.entry_bytes else 1.0
-
-
-def _fitting(rows: dict[int, SegmentRow], candidates: Sequence[int], limit: int) -> list[int]:
-    """As many of the candidates, from the first, as are live in one segment's size."""
-    chosen: list[int] = []
-    live = 0
-    for segment in candidates[:SOURCES_MAX]:
-        live += rows[segment].entry_bytes - rows[segment].dead_bytes
-        if chosen and live > limit:
-            break
-        chosen.append(segment)
-    return chosen
+# -- before and after everything is compacted -----------------------------------------------------
 
 
 def seal(engine: Engine) -> None:
@@ -713,45 +659,3 @@ def note_deletions_left(engine: Engine) -> None:
     """Keep how many deletions are left now that everything was compacted, for every process."""
     tombstones = engine.index.tombstones
     _change(engine, lambda txn: put_deletions_left(txn, int(txn.stat(tombstones)["entries"])))
-
-
-def wholly_dead(engine: Engine) -> list[int]:
-    """Sealed files that hold nothing live: they go without a copy, on a full disk too."""
-    with engine.index.reading() as txn:
-        meta = the_meta(txn)
-        return [
-            segment
-            for segment, row in listed_segments(txn)
-            if segment != meta.segment and row.dead_bytes == row.entry_bytes
-        ]
-
-
-def everything(engine: Engine, damaged: Collection[int | None] = ()) -> list[list[int]]:
-    """Every sealed file that holds garbage or deletions, in groups that each make one copy.
-
-    Those judged first come first, since deletions in the others may be there for their sake.
-
-    Args:
-        engine: whose files.
-        damaged: files to leave alone.
-    """
-    with engine.index.reading() as txn:
-        meta = the_meta(txn)
-        rows = {s: row for s, row in listed_segments(txn) if s != meta.segment}
-        deletions = {
-            PLACE.unpack_from(row)[0]
-            for row in txn.cursor(engine.index.tombstones).iternext(keys=False, values=True)
-        }
-    left = [
-        segment
-        for segment, row in rows.items()
-        if segment not in damaged
-        and (row.dead_bytes or not row.entry_bytes or segment in deletions)
-    ]
-    left.sort(key=lambda segment: rows[segment].after_seq)
-    groups = []
-    while left:
-        group = _fitting(rows, left, engine.segment_limit)
-        groups.append(group)
-        left = left[len(group) :]
-    return groups

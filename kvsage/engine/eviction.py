@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvsage.engine import compaction
+from kvsage.engine import choosing, compaction
 from kvsage.engine.commit import Operation
 from kvsage.engine.pace import UNPACED, Pace
 from kvsage.engine.rotation import files_now, live_bytes, log_bytes
@@ -28,7 +28,7 @@ from kvsage.index.keydir import ROW, SYSTEM
 from kvsage.log.format import BATCH_BYTES, DELETE, ENTRY_BYTES, EVICTED, ORIGIN, PUT, FileKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from kvsage.engine.engine import Engine
     from kvsage.engine.reads import Reads
@@ -201,10 +201,11 @@ class _Pass:
     def _give_back(self) -> None:
         """Compact what was visited, then whatever shrinks most, until the log is small enough."""
         _, rows = _files(self._engine)
-        for group in self._groups(s for s in sorted(self._visited) if rows[s].dead_bytes):
+        visited = [s for s in sorted(self._visited) if rows[s].dead_bytes]
+        for group in choosing.grouped(rows, visited, self._engine.segment_limit):
             self._upkeep.compact_held(group, self._pace)
         while self._is_large() and (worth := self._worth()):
-            self._upkeep.compact_held(next(self._groups(worth)), self._pace)
+            self._upkeep.compact_held(worth, self._pace)
         if self._is_large() and self._droppable_bytes() > self._bytes_max * BURIED_SHARE:
             self._dig_up()
 
@@ -212,27 +213,14 @@ class _Pass:
         return log_bytes(_files(self._engine)[1].values()) > self._bytes_max * LOG_SHARE
 
     def _worth(self) -> list[int]:
-        """The sealed files that would shrink, by how much."""
+        """Sealed files that would shrink, those that would most; as many as make one copy."""
         meta, rows = _files(self._engine)
         left = rows.keys() - self._upkeep.damaged - {meta.segment}
         gain = {segment: _shrinks_by(rows[segment]) for segment in left}
         size = {segment: rows[segment].end - rows[segment].start for segment in left}
         worth = [segment for segment in left if gain[segment] > size[segment] * WORTH_SHARE]
-        return sorted(worth, key=lambda segment: gain[segment], reverse=True)
-
-    def _groups(self, segments: Iterable[int]) -> Iterator[list[int]]:
-        """Files that together fill one segment with what is live in them."""
-        _, rows = _files(self._engine)
-        group: list[int] = []
-        live = 0
-        for segment in segments:
-            live += live_bytes(rows[segment])
-            if group and live > self._engine.segment_limit:
-                yield group
-                group, live = [], live_bytes(rows[segment])
-            group.append(segment)
-        if group:
-            yield group
+        worth.sort(key=lambda segment: gain[segment], reverse=True)
+        return choosing.fitting(rows, worth, self._engine.segment_limit)
 
     def _dig_up(self) -> None:
         """Compact everything that holds garbage or deletions, which then need not be kept."""
@@ -240,7 +228,7 @@ class _Pass:
         compaction.seal(engine)
         if engine.checkpoint_path.exists():
             self._upkeep.checkpoint_held()  # else deletions would be kept for the old one's sake
-        for group in compaction.everything(engine):
+        for group in choosing.everything(engine):
             if not self._is_large():
                 return
             self._upkeep.compact_held(group, self._pace)

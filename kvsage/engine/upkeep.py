@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from kvsage.engine import compaction, eviction, sweep
+from kvsage.engine import choosing, compaction, eviction, sweep
 from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
 from kvsage.engine.pace import ASKED_REST, Pace, Stopped
@@ -226,7 +226,7 @@ class Upkeep:
                 return True
         if sweep.is_due(engine) or eviction.is_due(engine) or self._deletions_due():
             return True
-        return bool(compaction.choose(engine, self.damaged)) or self._checkpoint_due()
+        return bool(choosing.choose(engine, self.damaged)) or self._checkpoint_due()
 
     def _sweep_and_evict(self, pace: Pace) -> int:
         return sweep.sweep(self._engine, pace) + eviction.evict(self._engine, pace)
@@ -261,7 +261,7 @@ class Upkeep:
         """Compact what should be next; whether anything was to be done."""
         if self._deletions_due():
             return bool(self._compact_everything(pace))
-        sources = compaction.choose(self._engine, self.damaged)
+        sources = choosing.choose(self._engine, self.damaged)
         if sources:
             self.compact_held(sources, pace)
         return bool(sources)
@@ -288,7 +288,7 @@ class Upkeep:
         done: list[Compacted] = []
         failed: CorruptionError | None = None
         try:
-            for group in compaction.everything(engine, self.damaged):
+            for group in choosing.everything(engine, self.damaged):
                 try:
                     done.append(self.compact_held(group, pace))
                 except CorruptionError as error:
@@ -353,7 +353,7 @@ class Upkeep:
             self.damaged.clear()  # who asks is told
             before = self._log_bytes()
             done = []
-            if dead := compaction.wholly_dead(engine):
+            if dead := choosing.wholly_dead(engine):
                 done.append(self.compact_held(dead, pace))
             compaction.seal(engine)
             done += self._compact_everything(pace)

@@ -23,6 +23,10 @@ ROW = Struct("<IIIQQB")
 assert ROW.size == 29
 ROW_LENGTHS = (ROW.size, ROW.size + 18)  # without and with a content key
 _row = ROW.unpack_from
+PLACE = Struct(
+    "<II"
+)  # file id and offset, with which every row of an entry begins, a content's too
+PLACE_AND_SEQ = Struct("<IIIQ")  # and its length and seq
 
 SYSTEM = 0xFF
 CONTENT_ROOT = bytes((SYSTEM,)) + b"c"

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import kvsage.options
-from kvsage.engine import compaction, engine, rebuild, upkeep
+from kvsage.engine import choosing, compaction, engine, rebuild, upkeep
 from kvsage.index.env import Index
 from kvsage.index.segments import LISTED, all_retired, all_segments
 from kvsage.log.segment import list_files
@@ -32,7 +32,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(compaction, "CHUNK", 3)
     monkeypatch.setattr(compaction, "BATCH_BYTES_MAX", 300)
     monkeypatch.setattr(compaction, "STEP_ROWS", 1)
-    monkeypatch.setattr(compaction, "WORTH_BYTES", 200)
+    monkeypatch.setattr(choosing, "WORTH_BYTES", 200)
     monkeypatch.setattr(engine, "EASE_MOST_S", 0)  # writers wait for nobody
     monkeypatch.setattr(Index, "sync", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)

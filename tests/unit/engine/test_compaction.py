@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvsage import CorruptionError, LMDBStore, StoreLockedError, TransactionStateError
-from kvsage.engine import compaction
-from kvsage.engine.compaction import choose, everything
+from kvsage.engine import choosing, compaction
+from kvsage.engine.choosing import choose, everything
 from kvsage.engine.pace import UNPACED, Pace, Stopped
 from kvsage.index.keydir import CONTENT_ROOT, decode_row
 from kvsage.index.segments import (
@@ -770,9 +770,8 @@ def engine_with(store, monkeypatch):
         }
         made[active] = SegmentRow(100, 100, 9, 9, 0, 0, 1, LISTED)
         meta = get_meta_of(store)._replace(segment=active)
-        monkeypatch.setattr(compaction, "listed_segments", lambda _: iter(made.items()))
-        monkeypatch.setattr(compaction, "the_meta", lambda _: meta)
-        monkeypatch.setattr(compaction, "WORTH_BYTES", 10)
+        monkeypatch.setattr(choosing, "files_now", lambda _: (meta, made))
+        monkeypatch.setattr(choosing, "WORTH_BYTES", 10)
         store._engine.segment_limit = limit
         return store._engine
 
@@ -810,9 +809,9 @@ def test_what_to_compact_next(engine_with, files, chosen):
 
 def test_little_garbage_is_not_worth_a_copy(engine_with, monkeypatch):
     engine = engine_with({1: (900, 500)})
-    monkeypatch.setattr(compaction, "WORTH_BYTES", 501)
+    monkeypatch.setattr(choosing, "WORTH_BYTES", 501)
     assert choose(engine) == []
-    monkeypatch.setattr(compaction, "WORTH_BYTES", 500)
+    monkeypatch.setattr(choosing, "WORTH_BYTES", 500)
     assert choose(engine) == [1]
 
 
@@ -824,7 +823,7 @@ def test_a_damaged_file_is_left_alone(engine_with):
 
 def test_not_too_many_at_once(engine_with):
     engine = engine_with(dict.fromkeys(range(1, 100), (1, 1)))
-    assert len(choose(engine)) == compaction.SOURCES_MAX
+    assert len(choose(engine)) == choosing.SOURCES_MAX
 
 
 def test_everything_with_garbage_in_the_order_of_its_judging(engine_with):

@@ -13,7 +13,7 @@ from kvsage import (
     StoreFullError,
     StoreLockedError,
 )
-from kvsage.engine import compaction, upkeep
+from kvsage.engine import choosing, compaction, upkeep
 from kvsage.engine.checkpoint import read_trailer
 from kvsage.engine.engine import SMALL_SEGMENT_BYTES
 from kvsage.engine.pace import UNPACED, Pace, Stopped
@@ -89,7 +89,7 @@ def test_garbage_is_compacted(store):
     look(store)
     assert garbage_share(store) < 0.5
     assert store.count() == 20
-    assert compaction.choose(store._engine) == []
+    assert choosing.choose(store._engine) == []
     metrics = store._engine.metrics
     assert metrics.compactions > 0
 
@@ -145,7 +145,7 @@ def test_what_was_left_half_done_is_due(store, monkeypatch, step):
     with pytest.raises(StoreClosedError):
         store.compact()
     monkeypatch.undo()
-    monkeypatch.setattr(compaction, "choose", lambda *_: [])
+    monkeypatch.setattr(choosing, "choose", lambda *_: [])
     look(store)
     engine = store._engine
     with engine.index.reading() as txn:
