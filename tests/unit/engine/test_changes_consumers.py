@@ -17,6 +17,7 @@ from kvsage import (
     TransactionStateError,
 )
 from kvsage.engine import changes as reading
+from kvsage.engine import compaction
 from kvsage.engine import feed as feeds
 from kvsage.log.segment import list_files
 from kvsage.types import COMMIT_END
@@ -353,6 +354,67 @@ def test_a_consumer_in_the_middle_of_a_commit_has_not_passed_it(small):
     bury(small)
     assert floor(small) < 2
     assert next(small.changes(consumer="me")).key == "b"
+
+
+STEPS = ["_join", "_move_rows", "_retire", "_forget"]
+
+
+def compact_with(store, monkeypatch, steps, work):
+    """Compact, and let something happen before some steps."""
+
+    def beginning(step):
+        def begin(*arguments):
+            work()
+            return step(*arguments)
+
+        return begin
+
+    with monkeypatch.context() as patch:
+        for name in steps:
+            patch.setattr(compaction, name, beginning(getattr(compaction, name)))
+        return store.compact()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_that_comes_during_a_compaction_is_told_what_it_missed(small, monkeypatch, step):
+    small.save("gone", 1)
+    before = small.position()
+    small.delete("gone")
+    small.save("b", 1)
+    told = []
+
+    def register():
+        try:
+            small.changes(before, consumer="late").close()
+        except ChangesLostError as error:
+            told.append(error)
+
+    compact_with(small, monkeypatch, [step], register)
+    if not told:
+        try:
+            assert keys(small.changes(consumer="late")) == ["gone", "b"]
+        except ChangesLostError as error:
+            told.append(error)
+    assert told or floor(small) <= before.seq
+
+
+def test_one_that_comes_to_the_end_of_the_log_misses_nothing(small, monkeypatch):
+    small.save_many({"a": 1, "gone": 1})
+    small.delete("gone")
+    names = []
+
+    def register():
+        names.append(f"late {len(names)}")
+        small.changes(small.position(), consumer=names[-1]).close()
+        small.save(names[-1], 1)
+        small.delete(names[-1])
+
+    assert compact_with(small, monkeypatch, STEPS, register).files_compacted
+    assert len(names) >= len(STEPS)
+    squeeze(small)
+    for number, name in enumerate(names):
+        heard = [change.key for change in small.changes(consumer=name) if change.kind == "delete"]
+        assert heard == names[number:]
 
 
 def test_a_dropped_consumer_keeps_nothing(small):
