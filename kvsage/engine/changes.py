@@ -30,7 +30,6 @@ from kvsage.log.format import (
     ENTRY,
     ENTRY_BYTES,
     ENTRY_KEY_BYTES_MAX,
-    ORIGIN,
     ORIGINS,
     PUT,
     FileKind,
@@ -38,7 +37,7 @@ from kvsage.log.format import (
     entry_length,
     possible,
 )
-from kvsage.log.reader import SegmentReader
+from kvsage.log.reader import SegmentReader, origins_in
 from kvsage.log.segment import read_header
 from kvsage.types import COMMIT_END, Position, shown
 
@@ -369,7 +368,10 @@ class _File:
         body = offset + BATCH_BYTES
         at, end = at or body, body + header.length
         is_copy = self.listed.row.kind == FileKind.COPY
-        origins = _origins(reader, header, body) if is_copy else []
+        origins: list[tuple[int, int]] = []
+        if is_copy:
+            length = entry_length(*reader.window_at(body, ENTRY_BYTES))
+            origins = origins_in(reader.bytes_at(body, length), header.entries)
         time_ms = header.time_ms
         for index in range(first, header.entries):
             window, start = reader.window_at(at, LOOK_BYTES)
@@ -402,20 +404,6 @@ class _File:
             before = moment
             at += length
         return Place(end, header.checksum, header.seq, 0, 0, before)
-
-
-def _origins(reader: SegmentReader, header: BatchHeader, at: int) -> list[tuple[int, int]]:
-    """Of each entry but the first, which one of its commit it was and when; empty where not said.
-
-    Repair writes copies without them: of what it saved, not all that was before is known.
-    """
-    length = entry_length(*reader.window_at(at, ENTRY_BYTES))
-    entry = decode_entry(reader.bytes_at(at, length))
-    if entry is None or entry.kind != ORIGINS:
-        return []
-    if len(entry.value) != ORIGIN.size * (header.entries - 1):
-        return []
-    return list(ORIGIN.iter_unpack(entry.value))
 
 
 def position_at(engine: Engine, txn: Txn) -> Position:

@@ -73,7 +73,7 @@ from kvsage.log.format import (
     place,
     split_entries,
 )
-from kvsage.log.reader import Batch, SegmentReader
+from kvsage.log.reader import Batch, SegmentReader, origins_in
 from kvsage.log.segment import inspect, list_files, next_segment, read_header, segment_path
 
 if TYPE_CHECKING:
@@ -188,8 +188,9 @@ class Judge:
         try:
             for batch in self._batches(segment, row):
                 body, time_ms, base = batch.body, batch.header.time_ms, batch.offset + BATCH_BYTES
-                at, origins = 0, _origins(body) if is_copy else ()
-                for number in range(batch.header.entries):
+                at, entries = 0, batch.header.entries
+                origins = origins_in(body, entries) if is_copy else []
+                for number in range(entries):
                     # The batch checks, and so do its entries.
                     _, seq, _, size, key_length, kind, _ = entry_at(body, at)
                     start, here = at + ENTRY_BYTES, at
@@ -201,8 +202,7 @@ class Judge:
                             if kind == DELETE and seq <= self._idle_seq:
                                 self._drop(key, seq, at - here)
                             else:
-                                known = number and number <= len(origins)
-                                n, when = origins[number - 1] if known else (number, time_ms)
+                                n, when = origins[number - 1] if origins else (number, time_ms)
                                 live.append((seq, n, when, kind, key, body[here:at]))
                     left -= 1
                     if left <= 0:
@@ -237,13 +237,6 @@ class Judge:
             yield batch
         if end != row.end:
             raise CorruptionError("a batch does not check", segment=segment, offset=end)
-
-
-def _origins(body: bytes) -> Sequence[tuple[int, int]]:
-    """Of a batch of a copy, which entry of its commit each entry was and when that was."""
-    _, _, _, size, key_length, kind, _ = ENTRY.unpack_from(body)
-    start = ENTRY_BYTES + key_length
-    return list(ORIGIN.iter_unpack(body[start : start + size])) if kind == ORIGINS else ()
 
 
 MOVING = frozenset((PUT, DELETE, CONTENT))

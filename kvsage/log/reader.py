@@ -20,6 +20,8 @@ from kvsage.log.format import (
     END_MAGIC_BYTES,
     ENTRY_BYTES,
     MAGIC_OFFSET,
+    ORIGIN,
+    ORIGINS,
     RETIRE,
     BatchHeader,
     Retire,
@@ -27,6 +29,7 @@ from kvsage.log.format import (
     decode_end,
     decode_entry,
     decode_retire,
+    entry_length,
     place,
 )
 
@@ -58,6 +61,26 @@ def retires_in(batch: Batch) -> list[Retire]:
     entry = decode_entry(batch.body)
     said = decode_retire(entry.value) if entry is not None and entry.kind == RETIRE else None
     return [] if said is None else [said]
+
+
+def origins_in(data: bytes, entries: int) -> list[tuple[int, int]]:
+    """Of a batch of a copy, which entry of its commit each entry was and when that was (ms).
+
+    Args:
+        data: the batch's entries, or no more than the first.
+        entries: how many the batch has.
+
+    Returns:
+        One for every entry but the first; empty where the copy does not say. Repair writes copies
+        without them: of what it saved, not all that was before is known.
+    """
+    length = entry_length(data, 0)
+    if length != ENTRY_BYTES + ORIGIN.size * (entries - 1):
+        return []
+    entry = decode_entry(data[:length])
+    if entry is None or entry.kind != ORIGINS or entry.key:
+        return []
+    return list(ORIGIN.iter_unpack(entry.value))
 
 
 class SegmentReader:
