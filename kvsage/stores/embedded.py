@@ -418,8 +418,8 @@ class LMDBStore(TransactionalStore):
             StoreLockedError: another thread or process has been compacting all the time.
             StoreFullError: no room for the records to move to. What was done by then stays; the
                 next run does the rest.
-            CorruptionError: a file does not check, or is missing; it stays as it is, and other files
-                are compacted.
+            CorruptionError: a file does not check, or is missing; it stays as it is, and other
+                files are compacted.
             ReadOnlyStoreError, StoreUnavailableError, PoisonedError: as of every write.
             StoreClosedError: the store was closed meanwhile.
         """
