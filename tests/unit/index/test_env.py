@@ -10,6 +10,7 @@ import lmdb
 import pytest
 
 from kvsage.errors import (
+    KvsageError,
     CorruptionError,
     StoreClosedError,
     StoreFullError,
@@ -216,6 +217,9 @@ def test_a_closed_index_says_so(new_index):
             begin()
     with pytest.raises(StoreClosedError):
         index.begin(write=True)
+    for look in (index.readers, index.last_transaction):
+        with pytest.raises(KvsageError, match="closed"):
+            look()
 
 
 def test_what_was_written_is_there_after_opening_again(new_index):
