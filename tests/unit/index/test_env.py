@@ -10,8 +10,8 @@ import lmdb
 import pytest
 
 from kvsage.errors import (
-    KvsageError,
     CorruptionError,
+    KvsageError,
     StoreClosedError,
     StoreFullError,
     StoreLockedError,
