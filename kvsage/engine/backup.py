@@ -30,15 +30,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine.checkpoint import CHECKSUM_BYTES, read_trailer
 from kvsage.engine.examine import (
-    PIECE_BYTES,
     Examined,
-    checksum_of,
     examine,
     opened,
     refuse_another_log,
 )
 from kvsage.engine.manifest import CREATED_MS_MAX, Manifest, TakenCheckpoint, TakenFile
 from kvsage.engine.pace import Pace
+from kvsage.engine.pieces import checksum_of, copy_bytes
 from kvsage.engine.pool import Listing, Pool, resolved, told
 from kvsage.errors import BackupError, CorruptionError, KvsageError
 from kvsage.index.segments import listed_segments, the_meta
@@ -343,10 +342,7 @@ class Run:
         disk = self._disk
         fd = disk.open(target, write=True, create=True)
         try:
-            for offset in range(0, end, PIECE_BYTES):
-                piece = disk.read(source, min(PIECE_BYTES, end - offset), offset)
-                disk.write(fd, (piece,), offset)
-                self._pace.breathe()
+            copy_bytes(disk, source, fd, end, self._pace)
         finally:
             disk.close(fd)
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from kvsage.engine.checkpoint import read_trailer
-from kvsage.engine.examine import Examined, checksum_of, examine, opened, refuse_another_log
+from kvsage.engine.examine import Examined, examine, opened, refuse_another_log
 from kvsage.engine.pace import Pace
+from kvsage.engine.pieces import checksum_of
 from kvsage.engine.pool import Pool, resolved, told
 from kvsage.errors import ConfigError, CorruptionError
 from kvsage.types import BackupVerifyReport, Problem, shown

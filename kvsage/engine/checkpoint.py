@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64
 
+from kvsage.engine.pace import UNPACED
+from kvsage.engine.pieces import checksum_of, pieces
 from kvsage.errors import CorruptionError
 from kvsage.index.segments import the_meta
 from kvsage.index.trust import VERSION
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvsage.engine.engine import Engine
+    from kvsage.engine.pace import Pace
     from kvsage.fs import Disk
     from kvsage.index.env import Txn
 
@@ -34,7 +37,6 @@ MAGIC = b"kvscheck"
 CHECKPOINT = Struct("<8sHHI16sQQ")  # magic, index version, zero, zero, uuid, seq, bytes of the copy
 CHECKSUM_BYTES = 8
 TRAILER_BYTES = CHECKPOINT.size + CHECKSUM_BYTES
-PIECE_BYTES = 1 << 20
 
 
 class Checkpoint(NamedTuple):
@@ -51,17 +53,18 @@ class Checkpoint(NamedTuple):
     index_bytes: int
 
 
-def write_checkpoint(engine: Engine) -> Checkpoint:
+def write_checkpoint(engine: Engine, pace: Pace) -> Checkpoint:
     """Replace the store's checkpoint by one of now. The caller keeps compaction away.
 
     Raises:
         StoreFullError, StoreUnavailableError: the one before is still there.
+        Stopped: by the pace; likewise.
     """
     disk, beside = engine.disk, engine.checkpoint_path.with_name("index.checkpoint.tmp")
     txn = engine.index.begin_read()
     try:
         engine.flusher.flush()
-        said = copy_index(engine, txn, beside)
+        said = copy_index(engine, txn, beside, pace)
     finally:
         txn.abort()
     disk.rename(beside, engine.checkpoint_path)
@@ -69,11 +72,12 @@ def write_checkpoint(engine: Engine) -> Checkpoint:
     return said
 
 
-def copy_index(engine: Engine, txn: Txn, path: Path) -> Checkpoint:
+def copy_index(engine: Engine, txn: Txn, path: Path, pace: Pace) -> Checkpoint:
     """Write what a read transaction sees as a checkpoint at ``path``, flushed.
 
     Raises:
         StoreFullError, StoreUnavailableError: there is no such file.
+        Stopped: by the pace; likewise.
     """
     disk, meta = engine.disk, the_meta(txn)
     try:
@@ -84,7 +88,7 @@ def copy_index(engine: Engine, txn: Txn, path: Path) -> Checkpoint:
             said = Checkpoint(engine.identity.uuid, meta.seq, disk.size(fd))
             trailer = CHECKPOINT.pack(MAGIC, VERSION, 0, 0, *said)
             disk.write(fd, (trailer,), said.index_bytes)
-            checksum = _checksum(disk, fd, said.index_bytes + len(trailer))
+            checksum = _checksum(disk, fd, said.index_bytes + len(trailer), pace)
             disk.write(fd, (checksum,), said.index_bytes + len(trailer))
             disk.sync(fd)
         finally:
@@ -95,11 +99,8 @@ def copy_index(engine: Engine, txn: Txn, path: Path) -> Checkpoint:
     return said
 
 
-def _checksum(disk: Disk, fd: int, length: int) -> bytes:
-    digest = xxh3_64()
-    for offset in range(0, length, PIECE_BYTES):
-        digest.update(disk.read(fd, min(PIECE_BYTES, length - offset), offset))
-    return digest.intdigest().to_bytes(CHECKSUM_BYTES, "little")
+def _checksum(disk: Disk, fd: int, length: int, pace: Pace) -> bytes:
+    return checksum_of(disk, fd, length, pace).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def read_trailer(disk: Disk, path: Path) -> Checkpoint | None:
@@ -139,7 +140,7 @@ def find_damage(engine: Engine) -> str:
     try:
         said = _trailer(disk, fd)
         covered = said.index_bytes + CHECKPOINT.size
-        whole = _checksum(disk, fd, covered) == disk.read(fd, CHECKSUM_BYTES, covered)
+        whole = _checksum(disk, fd, covered, UNPACED) == disk.read(fd, CHECKSUM_BYTES, covered)
     except CorruptionError as error:
         return str(error)
     finally:
@@ -175,8 +176,7 @@ def copy_checked(disk: Disk, path: Path, target: Path, said: Checkpoint) -> None
     try:
         fd = disk.open(target, write=True, create=True)
         try:
-            for offset in range(0, covered, PIECE_BYTES):
-                piece = disk.read(source, min(PIECE_BYTES, covered - offset), offset)
+            for offset, piece in pieces(disk, source, covered, UNPACED):
                 digest.update(piece)
                 disk.write(fd, (piece,), offset)
             disk.truncate(fd, said.index_bytes)

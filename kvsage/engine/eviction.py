@@ -227,7 +227,8 @@ class _Pass:
         engine = self._engine
         compaction.seal(engine)
         if engine.checkpoint_path.exists():
-            self._upkeep.checkpoint_held()  # else deletions would be kept for the old one's sake
+            # Else deletions would be kept for the old one's sake.
+            self._upkeep.checkpoint_held(self._pace)
         for group in choosing.everything(engine):
             if not self._is_large():
                 return

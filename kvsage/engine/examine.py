@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from xxhash import xxh3_64
-
+from kvsage.engine.pieces import checksum_of
 from kvsage.engine.rebuild import listed_after
 from kvsage.errors import CorruptionError
 from kvsage.log.reader import SegmentReader, retires_in
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from kvsage.engine.pace import Pace
     from kvsage.fs import Disk
     from kvsage.log.format import FileKind, Identity, Retire, SegmentHeader
-
-PIECE_BYTES = 256 << 10
 
 
 class Examined(NamedTuple):
@@ -67,15 +64,6 @@ def examine(  # noqa: PLR0913  # which file, whose, and how fast
         raise CorruptionError("a batch does not check", segment=segment, offset=offset)
     checksum = checksum_of(disk, fd, end, pace)
     return Examined(header, checksum, batches, seq, chain, tuple(retires))
-
-
-def checksum_of(disk: Disk, fd: int, end: int, pace: Pace) -> int:
-    """xxh3_64 of a file's first bytes."""
-    digest = xxh3_64()
-    for offset in range(0, end, PIECE_BYTES):
-        digest.update(disk.read(fd, min(PIECE_BYTES, end - offset), offset))
-        pace.breathe()
-    return digest.intdigest()
 
 
 def refuse_another_log(active: Examined, ends: Iterable[tuple[int, int]]) -> None:

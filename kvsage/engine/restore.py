@@ -24,8 +24,9 @@ from kvsage.engine.backup import make_directory
 from kvsage.engine.catalogue import pool_of
 from kvsage.engine.check import verify
 from kvsage.engine.engine import NAMES
-from kvsage.engine.examine import PIECE_BYTES, checksum_of, opened
+from kvsage.engine.examine import opened
 from kvsage.engine.pace import UNPACED
+from kvsage.engine.pieces import checksum_of, copy_bytes
 from kvsage.engine.pool import resolved, told
 from kvsage.errors import (
     BackupError,
@@ -260,9 +261,7 @@ class Building(NamedTuple):
         with opened(disk, self.pool.files / file.name) as source:
             fd = disk.open(target, write=True, create=True)
             try:
-                for offset in range(0, file.bytes, PIECE_BYTES):
-                    length = min(PIECE_BYTES, file.bytes - offset)
-                    disk.write(fd, (disk.read(source, length, offset),), offset)
+                copy_bytes(disk, source, fd, file.bytes, UNPACED)
                 disk.sync(fd)
                 if checksum_of(disk, fd, file.bytes, UNPACED) != file.checksum:
                     raise CorruptionError(f"files/{file.name} does not check")

@@ -217,7 +217,7 @@ class Upkeep:
                     engine.weigh()
                 self._reclaim()
                 if self._checkpoint_due():
-                    self.checkpoint_held()
+                    self.checkpoint_held(pace)
 
     def _is_due(self) -> bool:
         engine = self._engine
@@ -284,7 +284,7 @@ class Upkeep:
         engine = self._engine
         if engine.checkpoint_path.exists():
             with contextlib.suppress(StoreFullError):
-                self.checkpoint_held()  # no deletion is kept for an old one's sake
+                self.checkpoint_held(pace)  # no deletion is kept for an old one's sake
         done: list[Compacted] = []
         failed: CorruptionError | None = None
         try:
@@ -315,9 +315,9 @@ class Upkeep:
         grown = sum(_bytes_since(row, since_seq) for row in rows.values())
         return grown > max(CHECKPOINT_BYTES, 2 * index_bytes)
 
-    def checkpoint_held(self) -> None:
+    def checkpoint_held(self, pace: Pace) -> None:
         """Write a checkpoint; the lock is held."""
-        write_checkpoint(self._engine)
+        write_checkpoint(self._engine, pace)
         self._engine.metrics.checkpoints += 1
 
     def _refuse_ended(self) -> None:
@@ -342,7 +342,7 @@ class Upkeep:
         """Write a checkpoint now."""
         with self._asked() as pace:
             compaction.finish(self._engine, pace)  # a copy that is joining would make it useless
-            self.checkpoint_held()
+            self.checkpoint_held(pace)
 
     def compact(self, pace: Pace | None = None) -> CompactionReport:
         """Seal the active segment and compact every file that holds any garbage."""
@@ -359,7 +359,7 @@ class Upkeep:
             done += self._compact_everything(pace)
             waiting = self._reclaim()
             if self._checkpoint_due():
-                self.checkpoint_held()
+                self.checkpoint_held(pace)
             return CompactionReport(
                 files_compacted=sum(one.files for one in done),
                 bytes_before=before,

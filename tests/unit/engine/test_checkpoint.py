@@ -5,7 +5,7 @@ import math
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from kvsage.engine import checkpoint
+from kvsage.engine import pieces
 from kvsage.engine.checkpoint import (
     CHECKPOINT,
     TRAILER_BYTES,
@@ -179,7 +179,7 @@ def test_that_of_another_store_is_not_used(store, path, target):
 
 
 def test_a_file_longer_than_a_piece(store, path, target, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 4099)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 4099)
     assert find_damage(store._engine) == ""
     assert unpack_checkpoint(store._engine, target)
     assert (target / "data.mdb").read_bytes() == path.read_bytes()[:-TRAILER_BYTES]
