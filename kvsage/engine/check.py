@@ -199,7 +199,7 @@ class Check:
         index = self._engine.index
         self._references: Counter[bytes] = Counter()
         # Deletions that compaction drops are forgotten after their files were retired.
-        forgetting = {file for file, (_, done) in all_retired(self._txn).items() if not done}
+        forgetting = {file for file, row in all_retired(self._txn).items() if not row.forgotten}
         for db, kind in ((index.keydir, PUT), (index.system, PUT), (index.tombstones, DELETE)):
             for key, data in self._txn.cursor(db):
                 row = decode_row(data)

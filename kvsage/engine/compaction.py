@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
     from kvsage.engine.pace import Pace
     from kvsage.index.env import Index, Txn
+    from kvsage.index.segments import Retired
 
 Result = TypeVar("Result")
 
@@ -418,7 +419,7 @@ def _change(engine: Engine, step: Callable[[Txn], Result]) -> Result:
 
 
 def _join(engine: Engine, copy: Copy) -> None:
-    _change(engine, lambda txn: put_segment(txn, copy.segment, copy.row))
+    _change(engine, lambda txn: put_segment(txn, copy.segment, copy.row._replace(born=txn.id())))
 
 
 def _move_rows(engine: Engine, copy: Copy, pace: Pace) -> None:
@@ -507,12 +508,12 @@ def finish(engine: Engine, pace: Pace) -> None:
     for segment, row in rows.items():
         if row.state == JOINING:
             _finish_joining(engine, segment, row, pace)
-    left = {segment for segment, (_, forgot) in retired.items() if not forgot}
+    left = {segment for segment, row in retired.items() if not row.forgotten}
     if left:
         _forget(engine, _tombstones_in(engine, left, pace), left, pace)
 
 
-def _tidy(engine: Engine) -> tuple[dict[int, SegmentRow], dict[int, tuple[int, int]]]:
+def _tidy(engine: Engine) -> tuple[dict[int, SegmentRow], dict[int, Retired]]:
     """Remove files that nothing names; the rows of those that count and of those that were retired.
 
     Behind the gate nobody makes a segment, and the caller is the only one who makes copies and
@@ -607,6 +608,9 @@ def _dropped(engine: Engine, keys: Iterable[bytes]) -> tuple[int, int]:
 def reclaim(engine: Engine) -> int:
     """Unlink retired files that no reader can reach any more; how many are still waiting.
 
+    A reader reaches those that counted when it began: one that stays for long keeps no file that
+    came and went meanwhile.
+
     The active segment has a higher id than any file that goes, so that no id is given out twice:
     another process may still know the old file by it. The caller holds the compaction lock.
     """
@@ -617,12 +621,15 @@ def reclaim(engine: Engine) -> int:
         retired = all_retired(txn)
     if not retired:
         return 0
-    oldest = min((txn for _, txn in index.readers() if txn is not None), default=1 << 63)
+    readers = [transaction for _, transaction in index.readers() if transaction is not None]
     newest = index.last_transaction()
     free = [
         segment
-        for segment, (transaction, forgot) in retired.items()
-        if forgot and transaction <= oldest and transaction < newest and segment < meta.segment
+        for segment, row in retired.items()
+        if row.forgotten
+        and row.transaction < newest
+        and segment < meta.segment
+        and not any(row.born <= reader < row.transaction for reader in readers)
     ]
     if free:
         for segment in free:

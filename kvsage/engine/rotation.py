@@ -104,7 +104,8 @@ def _enter_segment(txn: Txn, meta: Meta, header: SegmentHeader, place_: tuple[in
     sealed = get_segment(txn, meta.segment)
     assert sealed is not None
     put_segment(txn, meta.segment, filled(sealed, meta))
-    put_segment(txn, header.segment, empty_row(start, header.after_seq))
+    row = empty_row(start, header.after_seq)._replace(born=txn.id())
+    put_segment(txn, header.segment, row)
     return meta._replace(
         segment=header.segment,
         offset=start,

@@ -96,8 +96,8 @@ def put_meta(txn: Txn, meta: Meta) -> None:
 
 SEGMENT_PREFIX = b"segment:"
 SEGMENT_ID = Struct(">I")
-SEGMENT_ROW = Struct("<IIQQQQBB")
-assert SEGMENT_ROW.size == 42
+SEGMENT_ROW = Struct("<IIQQQQBBQ")
+assert SEGMENT_ROW.size == 50
 
 LISTED, JOINING = 0, 1
 """State of a file: it counts, or it is a copy that rows lead to and no RETIRE names yet."""
@@ -117,6 +117,8 @@ class SegmentRow(NamedTuple):
         dead_bytes: how many of those nothing refers to any more.
         kind: of ``log.format.FileKind``.
         state: LISTED or JOINING.
+        born: number of LMDB's transaction from which on rows may lead to it; 0 where the index was
+            built with it.
     """
 
     start: int
@@ -127,6 +129,7 @@ class SegmentRow(NamedTuple):
     dead_bytes: int
     kind: int
     state: int
+    born: int = 0
 
 
 def segment_key(segment: int) -> bytes:
@@ -183,15 +186,17 @@ def _numbered(txn: Txn, prefix: bytes) -> Iterator[tuple[int, bytes]]:
 # -- files that count no more, and what compaction dropped ----------------------------------------
 
 RETIRED_PREFIX = b"retired:"
-RETIRED = Struct("<QB")
+RETIRED = Struct("<QBQ")
 FLOOR_KEY = b"floor"
 FLOOR = Struct("<Q")
 
 
 def put_retired(txn: Txn, segment: int) -> None:
     """A file counts no more from this write transaction on; readers before it may need it."""
+    row = get_segment(txn, segment)
+    born = 0 if row is None else row.born
     txn.delete(segment_key(segment))
-    txn.put(RETIRED_PREFIX + SEGMENT_ID.pack(segment), RETIRED.pack(txn.id(), 0))
+    txn.put(RETIRED_PREFIX + SEGMENT_ID.pack(segment), RETIRED.pack(txn.id(), 0, born))
 
 
 def forgotten(txn: Txn, segments: Iterable[int]) -> None:
@@ -200,7 +205,8 @@ def forgotten(txn: Txn, segments: Iterable[int]) -> None:
         key = RETIRED_PREFIX + SEGMENT_ID.pack(segment)
         data = txn.get(key)
         if data is not None:
-            txn.put(key, RETIRED.pack(RETIRED.unpack(data)[0], 1))
+            transaction, _, born = RETIRED.unpack(data)
+            txn.put(key, RETIRED.pack(transaction, 1, born))
 
 
 def drop_retired(txn: Txn, segments: Iterable[int]) -> None:
@@ -209,13 +215,25 @@ def drop_retired(txn: Txn, segments: Iterable[int]) -> None:
         txn.delete(RETIRED_PREFIX + SEGMENT_ID.pack(segment))
 
 
-def all_retired(txn: Txn) -> dict[int, tuple[int, int]]:
-    """By file id: the number of LMDB's transaction that retired it, and whether no row leads there.
+class Retired(NamedTuple):
+    """A file that counts no more.
 
-    Deletions that compaction has dropped are forgotten only after their files are retired.
+    Attributes:
+        transaction: number of LMDB's transaction that retired it.
+        forgotten: whether no row leads there any more: deletions that compaction has dropped are
+            forgotten only after their files are retired.
+        born: as of its ``SegmentRow``.
     """
+
+    transaction: int
+    forgotten: int
+    born: int
+
+
+def all_retired(txn: Txn) -> dict[int, Retired]:
+    """The files that count no more and are still there, by id."""
     rows = _numbered(txn, RETIRED_PREFIX)
-    return {segment: RETIRED.unpack(data) for segment, data in rows}
+    return {segment: Retired._make(RETIRED.unpack(data)) for segment, data in rows}
 
 
 def get_floor(txn: Txn) -> int:

@@ -9,7 +9,7 @@ import pytest
 from kvsage import CorruptionError, LMDBStore, NotAStoreError, StoreLockedError
 from kvsage.engine import compaction, repair
 from kvsage.engine.pace import UNPACED
-from kvsage.fs import Disk
+from kvsage.fs import POSIX, Disk
 from kvsage.index.segments import get_floor
 from kvsage.log.format import (
     BATCH_BYTES,
@@ -28,6 +28,7 @@ from kvsage.log.format import (
     split_entries,
 )
 from kvsage.log.reader import SegmentReader
+from kvsage.log.segment import inspect, segment_path
 
 NEVER = {"upkeep_interval": math.inf}
 SMALL = {"segment_bytes_max": 65536, "content_bytes_min": 4096, **NEVER}
@@ -538,8 +539,12 @@ class Killed(Exception):  # noqa: N818  # it is no error
 def left_joining(path, monkeypatch):
     """A copy that rows lead to already and no RETIRE names."""
 
-    def stop(*_):
-        raise Killed
+    retire = compaction._retire
+
+    def stop(engine, said, *rest):
+        if said.copy:
+            raise Killed
+        retire(engine, said, *rest)  # files without anything live go first, without a copy
 
     with monkeypatch.context() as patched, LMDBStore(path, clock=clock, **SMALL) as store:
         patched.setattr(compaction, "_retire", stop)
@@ -563,10 +568,12 @@ def test_a_joining_copy_is_ignored_and_removed(store_path, monkeypatch):
 def test_a_joining_copy_stands_for_what_it_was_made_of(store_path, monkeypatch):
     before = contents(store_path)
     copy = left_joining(store_path, monkeypatch)
-    harm(segments(store_path)[1], 20_000, 3000)
+    uuid = decode_identity((store_path / "KVSAGE").read_bytes()).uuid
+    source = inspect(POSIX, int(copy.stem), copy, uuid).header.files[0].segment
+    harm(segment_path(store_path / "log", source), 20_000, 3000)
     report = LMDBStore.repair(store_path, clock=clock)
     assert report.keys_lost == ()
-    assert [problem.segment for problem in report.problems] == [2]
+    assert [problem.segment for problem in report.problems] == [source]
     assert copy.exists()
     assert contents(store_path) == before
 

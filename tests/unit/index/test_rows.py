@@ -67,10 +67,10 @@ def test_row_of_the_log(meta):
     assert segments.decode_meta(data) == meta
 
 
-@given(st.builds(SegmentRow, U32, U32, U64, U64, U64, U64, U8, U8))
+@given(st.builds(SegmentRow, U32, U32, U64, U64, U64, U64, U8, U8, U64))
 def test_row_of_a_file(row):
     data = segments.SEGMENT_ROW.pack(*row)
-    assert data == struct.pack("<IIQQQQBB", *row)
+    assert data == struct.pack("<IIQQQQBBQ", *row)
     assert segments.decode_segment_row(data) == row
 
 
@@ -79,7 +79,7 @@ def test_row_of_a_file(row):
     [
         ({29, 47}, keydir.decode_row),
         ({36}, contents.decode_content_row),
-        ({42}, segments.decode_segment_row),
+        ({50}, segments.decode_segment_row),
         ({53}, segments.decode_meta),
     ],
 )
@@ -163,12 +163,12 @@ def test_a_file_that_was_retired_is_listed_no_more_and_remembered(txn):
     for number in (70_000, 1):
         segments.put_retired(txn, number)
     assert list(segments.all_segments(txn)) == [(2, row)]
-    assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 0)}
+    assert segments.all_retired(txn) == {1: (txn.id(), 0, 0), 70_000: (txn.id(), 0, 0)}
     segments.forgotten(txn, [70_000, 3])
-    assert segments.all_retired(txn) == {1: (txn.id(), 0), 70_000: (txn.id(), 1)}
+    assert segments.all_retired(txn) == {1: (txn.id(), 0, 0), 70_000: (txn.id(), 1, 0)}
     segments.drop_retired(txn, [1, 3])
     segments.drop_retired(txn, [1])
-    assert segments.all_retired(txn) == {70_000: (txn.id(), 1)}
+    assert segments.all_retired(txn) == {70_000: (txn.id(), 1, 0)}
 
 
 def test_the_floor_only_rises(txn):
