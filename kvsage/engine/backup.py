@@ -242,11 +242,15 @@ class Run:
     # -- while the snapshot lasts -----------------------------------------------------------
 
     def _secured(self) -> Secured:
+        missing: tuple[int, ...] = ()
         for _ in range(TRIES):
             try:
                 return self._secure()
-            except Changed:
+            except Changed as change:
                 self._pool.clean()
+                missing = change.args
+        if missing:
+            raise CorruptionError("a file of the log is missing", segment=missing[0], offset=0)
         raise BackupError("files of the log went while they were being taken: try again")
 
     def _secure(self) -> Secured:
@@ -288,7 +292,7 @@ class Run:
         try:
             fd = disk.open(path)
         except FileNotFoundError:
-            raise Changed from None
+            raise Changed(source.segment) from None
         try:
             found = read_header(disk, fd, engine.identity.uuid)
             if found is None:

@@ -290,9 +290,9 @@ class Engine:
             try:
                 self.upkeep.lock.drain()
                 self.gate.enter()
-            except StoreLockedError:
-                if not self.gate.is_mine():
-                    self.upkeep.resume()
+            except BaseException as error:
+                if not (isinstance(error, StoreLockedError) and self.gate.is_mine()):
+                    self.upkeep.resume()  # it stays open
                     raise
             # No other thread is inside a commit now, nor will be.
             self.closed = True

@@ -55,6 +55,7 @@ class Flusher:
 
     def start(self) -> None:
         """Begin to look."""
+        self._ended = False
         self._thread = EngineThread.begin(self._run, "kvsage-flusher")
 
     def hasten(self, interval_s: float) -> None:

@@ -102,8 +102,10 @@ class UpkeepLock:
         """Wait until no thread of this process holds it.
 
         Raises:
-            StoreLockedError: one held it all the time of ``lock_timeout``.
+            StoreLockedError: one held it all the time of ``lock_timeout``, or this one does.
         """
+        if self._is_mine():
+            raise StoreLockedError("another thread is compacting the store")
         try:
             try:
                 self._wait()
@@ -288,11 +290,15 @@ class Upkeep:
         done: list[Compacted] = []
         failed: CorruptionError | None = None
         try:
-            for group in choosing.everything(engine, self.damaged):
+            groups = choosing.everything(engine, self.damaged)
+            for group in groups:
                 try:
                     done.append(self.compact_held(group, pace))
                 except CorruptionError as error:
                     failed = failed or error
+                    rest = [segment for segment in group if segment not in self.damaged]
+                    if 0 < len(rest) < len(group):
+                        groups.append(rest)
         finally:
             compaction.note_deletions_left(engine)
         if failed is not None:

@@ -130,8 +130,9 @@ def test_due_deletions_let_the_other_files_be_compacted(damaged):
     assert metrics.checkpoints == made
 
 
-def test_who_asks_has_the_others_compacted_and_is_told(damaged):
-    damaged._engine.segment_limit = 1  # so that no two files make one copy
+@pytest.mark.parametrize("limit", [1, 65536])  # each file by itself, and together
+def test_who_asks_has_the_others_compacted_and_is_told(damaged, limit):
+    damaged._engine.segment_limit = limit
     with pytest.raises(CorruptionError) as caught:
         damaged.compact()
     assert caught.value.segment == 1
