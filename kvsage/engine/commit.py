@@ -91,6 +91,9 @@ TOUCH = -1
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 TOUCH_ROOM = 4096  # what a touched value is thought to take, as nobody has looked yet
 SETTLE_TRIES = 100
+# A commit without a flush is over sooner than two threads have changed places. So who meets one
+# waits for it on the spot: 16 threads then make 13,000 saves a second, and through the queue 8,000.
+PATIENCE_S = 1.0
 JOINED_BYTES_MAX = 64 << 10  # up to here a copy is quicker than a vectored write
 NOTHING = bytes(len(BATCH_MAGIC_BYTES))  # where the next batch would begin, nothing was written
 
@@ -193,7 +196,7 @@ class Committer:
         gate.refuse_nested()
         try:
             try:
-                if gate.enter_now():
+                if gate.enter_now(0.0 if full else PATIENCE_S):
                     return self.commit_inside((operation,), full=full)[0]
             finally:
                 gate.leave()
@@ -214,7 +217,7 @@ class Committer:
         joins = bool(gate.waiting)
         try:
             try:
-                if joins or not gate.enter_now():
+                if joins or not gate.enter_now(0.0 if full else PATIENCE_S):
                     joins = True
                 elif not self._put(key, flags, data, expires_ms, full):
                     operation = Operation(key, PUT, flags, expires_ms, data)

@@ -106,11 +106,12 @@ CONTENT_START = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size  # of its sto
 FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
 FAR = 1 << 63
 SMALL_SEGMENT_BYTES = 4 << 20
-PRESSED_FROM, PRESSED_FULLY = 1.5, 1.8  # bytes of log for each live one
+PRESSED_FROM, PRESSED_FULLY = 1.2, 1.4  # bytes of sealed files for each live one, and a segment
 BOUND_FROM = 0.9  # of a bounded store's bytes_max
 PRESSURE_MOST = 2.0
 EASE_S = 0.00003  # what it costs compaction to keep up with one operation, and some more
 EASE_MOST_S, EASED_OPERATIONS = 0.02, 400  # so long at once; for more operations in proportion
+EASE_LEAST_S = 0.002  # a sleep of less takes far longer than it says
 BARE_BYTES_MAX = 4096  # room for commits is made in far larger pieces
 VERSION = re.compile(r"([0-9]{1,20})@[0-9a-f]{16}|pending-[0-9]{1,20}@[0-9a-f]{16}")
 
@@ -444,21 +445,25 @@ class Engine:
         are about to outrun the upkeep of this process they are slowed down.
         """
         with self.index.reading() as txn:
-            _, rows = files_now(txn)
+            meta, rows = files_now(txn)
         live, log = sum(map(live_bytes, rows.values())), log_bytes(rows.values())
+        active = rows[meta.segment]
+        sealed = log - (active.end - active.start)
         limit = min(self.options.segment_bytes_max, max(live // 4, SMALL_SEGMENT_BYTES))
         if self.options.bytes_max is not None:
             limit = min(limit, max(self.options.bytes_max // 16, SEGMENT_BYTES_LEAST))
         self.segment_limit = limit
-        self.pressure = self._pressed(log, live) if self.upkeep.is_running() else 0.0
+        self.pressure = self._pressed(sealed, live, log) if self.upkeep.is_running() else 0.0
         if not self.pressure:
             self._eased, self._owed_s = self.metrics.operations, 0.0
 
-    def _pressed(self, log: int, live: int) -> float:
-        """How near the log is to taking more than it may: 0 far from it, 1 there, at most 2."""
-        spare = self.segment_limit / 2
-        room = (PRESSED_FULLY - PRESSED_FROM) * live + spare
-        pressure = (log - PRESSED_FROM * live - spare) / room
+    def _pressed(self, sealed: int, live: int, log: int) -> float:
+        """How near the log is to taking more than it may: 0 far from it, 1 there, at most 2.
+
+        Garbage in the active segment counts for nothing: nobody can compact it.
+        """
+        room = (PRESSED_FULLY - PRESSED_FROM) * live + self.segment_limit / 2
+        pressure = (sealed - PRESSED_FROM * live - self.segment_limit) / room
         bytes_max = self.options.bytes_max
         if bytes_max is not None:
             pressure = max(pressure, (log / bytes_max - BOUND_FROM) / (1 - BOUND_FROM))
@@ -476,9 +481,10 @@ class Engine:
         written, self._eased = self.metrics.operations - self._eased, self.metrics.operations
         self._owed_s += max(0, written) * EASE_S * self.pressure**2
         # Threads may come by at once; who comes between loses or wins a few milliseconds.
-        pause_s = max(0.0, min(self._owed_s, EASE_MOST_S * max(1, operations / EASED_OPERATIONS)))
-        self._owed_s -= pause_s
-        time.sleep(pause_s)
+        pause_s = min(self._owed_s, EASE_MOST_S * max(1, operations / EASED_OPERATIONS))
+        if pause_s >= EASE_LEAST_S:
+            self._owed_s -= pause_s
+            time.sleep(pause_s)
 
     def drop_removed(self) -> None:
         """Close what this process holds of files that were removed, so that their space is free."""

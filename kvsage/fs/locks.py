@@ -232,14 +232,20 @@ class WriterGate:
             self.withdraw(waiter)
         self._pass(waiter.deadline)
 
-    def enter_now(self) -> bool:
+    def enter_now(self, patience_s: float = 0.0) -> bool:
         """Enter where no other thread of this process is in or waits; whether this one is in.
+
+        Args:
+            patience_s: how long the one who is in may still take.
 
         Raises:
             StoreLockedError, StoreClosedError: as ``enter``.
         """
-        if self.waiting or not self._thread.acquire(blocking=False):
+        if self.waiting:
             return False
+        if not self._thread.acquire(blocking=False):  # noqa: SIM102  # the common case is quick
+            if not patience_s or not self._thread.acquire(timeout=patience_s):
+                return False
         self.held = True
         self._pass(None)
         return True

@@ -92,7 +92,8 @@ def test_threads_that_pay_at_once_leave_no_wait_of_less_than_nothing(store, slep
     for _ in range(3):
         store.save("a", 3)
     assert Meddling.meddle == [None]
-    assert len(slept) == 4
+    assert slept
+    assert min(slept) > 0
 
 
 def test_nothing_is_owed_for_what_was_written_without_pressure(store, slept):

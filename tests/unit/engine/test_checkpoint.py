@@ -13,7 +13,9 @@ from kvsage.engine.checkpoint import (
     find_damage,
     read_trailer,
     unpack_checkpoint,
+    write_checkpoint,
 )
+from kvsage.engine.pace import Stopped
 from kvsage.errors import CorruptionError, StoreFullError
 from kvsage.fs import POSIX
 from kvsage.index.env import Index
@@ -183,3 +185,17 @@ def test_a_file_longer_than_a_piece(store, path, target, monkeypatch):
     assert find_damage(store._engine) == ""
     assert unpack_checkpoint(store._engine, target)
     assert (target / "data.mdb").read_bytes() == path.read_bytes()[:-TRAILER_BYTES]
+
+
+def test_a_close_stops_it_and_the_one_before_stays(store, path):
+    class Stopping:
+        def breathe(self):
+            raise Stopped
+
+    before = path.read_bytes()
+    store.save("b", 1)
+    with pytest.raises(Stopped):
+        write_checkpoint(store._engine, Stopping())
+    assert path.read_bytes() == before
+    assert not path.with_name("index.checkpoint.tmp").exists()
+    assert find_damage(store._engine) == ""

@@ -12,7 +12,7 @@ from kvsage.engine import compaction, rebuild
 from kvsage.engine.pace import UNPACED
 from kvsage.errors import CorruptionError
 from kvsage.index.env import NAMES
-from kvsage.index.segments import META_KEY, decode_meta, listed_segments
+from kvsage.index.segments import DELETIONS_KEY, META_KEY, decode_meta, listed_segments
 from kvsage.log.format import FileKind
 
 SMALL = {"segment_bytes_max": 1 << 16, "content_bytes_min": 1024, "upkeep_interval": math.inf}
@@ -56,6 +56,7 @@ def rows_of(store):
         found = {name: dict(txn.cursor(db)) for name, db in dbs.items()}
         unnamed = {key: txn.get(key) for key, _ in txn.cursor() if key not in NAMED}
     meta = decode_meta(unnamed.pop(META_KEY))
+    unnamed.pop(DELETIONS_KEY, None)  # when compacting them was last of no use: not in the log
     return found | {"": unnamed, "meta": meta._replace(chain=0, timeline=0, epoch=0)}
 
 

@@ -269,13 +269,19 @@ def test_threads_get_in_as_they_came(new_gate):
 
 def test_who_waits_gets_in_when_a_turn_is_surrendered(new_gate):
     gate = new_gate()
-    run(gate.enter)  # by a thread that has ended since
+    over = threading.Event()
+    # It does not end yet: another thread might get its number, and with it the lock.
+    owner = threading.Thread(target=lambda: (gate.enter(), over.wait(PATIENCE_S)))
+    owner.start()
+    until(lambda: gate.held)
     results = []
     thread = threading.Thread(target=lambda: results.append(gate.enter() or gate.leave()))
     thread.start()
     until(lambda: gate.waiting)
     gate.surrender()
     thread.join(PATIENCE_S)
+    over.set()
+    owner.join(PATIENCE_S)
     assert results == [None]
     assert not gate.waiting
     assert not gate.held

@@ -155,9 +155,7 @@ def test_reading_a_small_file_has_a_limit(tmp_path):
 # -- replacing ----------------------------------------------------------------------------------
 
 
-def test_a_file_is_known_again_unless_it_was_written_to(
-    new_file, tmp_path
-):
+def test_a_file_is_known_again_unless_it_was_written_to(new_file, tmp_path):
     fd, path = new_file(b"some bytes"), tmp_path / "file"
     before = POSIX.fingerprint(fd)
     POSIX.link(path, path.with_name("second"))
