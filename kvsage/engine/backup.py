@@ -36,7 +36,7 @@ from kvsage.engine.examine import (
     refuse_another_log,
 )
 from kvsage.engine.manifest import CREATED_MS_MAX, Manifest, TakenCheckpoint, TakenFile
-from kvsage.engine.pace import Pace
+from kvsage.engine.pace import Pace, asked_rest
 from kvsage.engine.pieces import checksum_of, copy_bytes
 from kvsage.engine.pool import Listing, Pool, resolved, told
 from kvsage.errors import BackupError, CorruptionError, KvsageError
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from kvsage.fs import Disk
     from kvsage.index.segments import Meta
 
-REST = 3.0  # behind each slice of work, as a multiple of it: one load in 200 meets a slice
 TRIES = 3
 NO_LINKS = {
     errno.EXDEV,
@@ -178,7 +177,7 @@ class Run:
         self._link = link
         self._verify = verify
         self._progress = progress or (lambda _done, _total: None)
-        self._pace = Pace(lambda: REST)
+        self._pace = Pace(asked_rest)
         self._listing: Listing = pool.listing()
         self._named = {name for m in self._listing.manifests for name in m.pool_names}
         self._known = {

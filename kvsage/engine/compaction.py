@@ -88,6 +88,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CHUNK = 128  # entries judged in one read transaction
+FLUSH_BYTES = 4 << 20
 BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece, beside readers
 RUN_ROWS = 1024  # sorted in one go
 STEP_ROWS = 512  # moved behind the writer gate in one go: 2 ms or so
@@ -314,10 +315,14 @@ def _write_copy(engine: Engine, judge: Judge, sources: Sequence[int]) -> Copy | 
             disk.write(fd, (header,), 0)
             copy = Copy(segment, sources, len(header), judge.seq)
             before, number = int.from_bytes(header[-CHECKSUM_BYTES:], "little"), 0
+            flushed = copy.end
             for entries in _grouped(first, live):
                 number, offset = number + 1, copy.end
                 before, data = copy.batch(number, before, entries, engine.salt)
                 disk.write(fd, (data,), offset)
+                if copy.end - flushed >= FLUSH_BYTES:
+                    disk.sync_data(fd)  # little by little: a large flush makes others wait for it
+                    flushed = copy.end
             disk.sync(fd)
         finally:
             disk.close(fd)

@@ -7,14 +7,17 @@ rest behind each: a reader waits at most one slice, once in a slice and a rest.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
+
+from kvsage.engine.flusher import EngineThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SLICE_S = 0.002
-ASKED_REST = 0.5  # where somebody waits for the work
+SLICE_S = 0.001
+ASKED_REST = 8.0  # where somebody waits for the work, and this process has other threads
 REST_LEAST_S = 0.00001  # a sleep of nothing might not let anybody in
 
 
@@ -56,3 +59,10 @@ class Pace:
 
 
 UNPACED = Pace()
+
+
+def asked_rest() -> float:
+    """The rest of work that somebody waits for: none where there is nobody to let in."""
+    own = threading.current_thread()
+    others = (thread for thread in threading.enumerate() if thread is not own)
+    return 0.0 if all(isinstance(thread, EngineThread) for thread in others) else ASKED_REST

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kvsage.engine import choosing, compaction, eviction, sweep
 from kvsage.engine.checkpoint import read_trailer, write_checkpoint
 from kvsage.engine.flusher import EngineThread
-from kvsage.engine.pace import ASKED_REST, Pace, Stopped
+from kvsage.engine.pace import Pace, Stopped, asked_rest
 from kvsage.engine.rotation import files_now, log_bytes
 from kvsage.errors import (
     CorruptionError,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 DELETIONS_LEAST = 10_000
 CHECKPOINT_BYTES = 64 << 20  # of log since the last one, or twice the index if that is more
 WAIT_MOST_S = 3600.0
+REST = 20.0  # so many slices behind each slice of work, where nothing presses
 
 
 class UpkeepLock:
@@ -202,8 +203,8 @@ class Upkeep:
                     return
 
     def _rest(self) -> float:
-        """Behind each slice as long a rest, the less the more garbage there is."""
-        return max(0.0, 1.0 - self._engine.pressure)
+        """So many slices of rest behind each slice of work, the fewer the more garbage there is."""
+        return REST * max(0.0, 1.0 - self._engine.pressure) ** 2
 
     def look(self, pace: Pace) -> None:
         """Do what is due, if nobody else is at it."""
@@ -336,7 +337,7 @@ class Upkeep:
         try:
             with self.lock.waiting():
                 self._refuse_ended()
-                yield pace or Pace(lambda: ASKED_REST, lambda: self._ended)
+                yield pace or Pace(asked_rest, lambda: self._ended)
         except Stopped:
             raise StoreClosedError("the store was closed") from None
         except LmdbError as error:
