@@ -12,8 +12,7 @@ writer gate for a few milliseconds. The order of things, and why:
 4. Commit a RETIRE entry, flushed, and with it all that was committed before. THE COMMIT POINT: from
    here on the copy counts and the old files do not.
 5. Forget the deletions that were dropped.
-6. Unlink the old files once no reader of any process is older than the transaction that retired
-   them.
+6. Unlink the old files once no reader of any process began while rows could lead to them.
 
 A compactor may die at any step. Before 3 its copy is named by nothing, and the next one removes it;
 after 3 the next one goes on where it stopped; a RETIRE that is in the log and not in the index is

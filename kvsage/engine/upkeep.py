@@ -290,18 +290,17 @@ class Upkeep:
                 self.checkpoint_held(pace)  # no deletion is kept for an old one's sake
         done: list[Compacted] = []
         failed: CorruptionError | None = None
-        try:
-            groups = choosing.everything(engine, self.damaged)
-            for group in groups:
-                try:
-                    done.append(self.compact_held(group, pace))
-                except CorruptionError as error:
-                    failed = failed or error
-                    rest = [segment for segment in group if segment not in self.damaged]
-                    if 0 < len(rest) < len(group):
-                        groups.append(rest)
-        finally:
-            compaction.note_deletions_left(engine)
+        groups = choosing.everything(engine, self.damaged)
+        for group in groups:
+            try:
+                done.append(self.compact_held(group, pace))
+            except CorruptionError as error:
+                failed = failed or error
+                rest = [segment for segment in group if segment not in self.damaged]
+                if 0 < len(rest) < len(group):
+                    groups.append(rest)
+        # Only now: after a pass that was cut short the next one is due at once.
+        compaction.note_deletions_left(engine)
         if failed is not None:
             raise failed
         return done
@@ -332,12 +331,12 @@ class Upkeep:
             raise StoreClosedError("the store is closed")
 
     @contextlib.contextmanager
-    def _asked(self, pace: Pace | None = None) -> Iterator[Pace]:
+    def _asked(self, own_pace: Pace | None = None) -> Iterator[Pace]:
         """Work that somebody waits for, alone and at its own pace, its errors kvsage's own."""
         try:
             with self.lock.waiting():
                 self._refuse_ended()
-                yield pace or Pace(asked_rest, lambda: self._ended)
+                yield own_pace or Pace(asked_rest, lambda: self._ended)
         except Stopped:
             raise StoreClosedError("the store was closed") from None
         except LmdbError as error:
@@ -351,10 +350,10 @@ class Upkeep:
             compaction.finish(self._engine, pace)  # a copy that is joining would make it useless
             self.checkpoint_held(pace)
 
-    def compact(self, pace: Pace | None = None) -> CompactionReport:
+    def compact(self, own_pace: Pace | None = None) -> CompactionReport:
         """Seal the active segment and compact every file that holds any garbage."""
         engine = self._engine
-        with self._asked(pace) as pace:  # noqa: PLR1704
+        with self._asked(own_pace) as pace:
             compaction.finish(engine, pace)
             self._sweep_and_evict(pace)
             self.damaged.clear()  # who asks is told

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from kvsage import LMDBStore
-from kvsage.engine import upkeep
-from kvsage.engine.pace import UNPACED
+from kvsage.engine import compaction, upkeep
+from kvsage.engine.pace import UNPACED, Stopped
+from kvsage.index.segments import get_deletions_left
 
 
 @pytest.fixture
@@ -61,3 +62,25 @@ def test_when_they_have_doubled_it_is_time_again(life):
     assert life(begin)[1] == 1
     assert life(deleting(100, 180))[1] == 0
     assert life(deleting(180, 260))[1] == 1
+
+
+def test_a_pass_that_was_cut_short_is_due_again(tmp_path, monkeypatch):
+    """It counted what it had left as what nothing could be done about."""
+    monkeypatch.setattr(upkeep, "DELETIONS_LEAST", 10)
+
+    def stop(*_):
+        raise Stopped
+
+    with LMDBStore(
+        tmp_path / "s", durability="relaxed", upkeep_interval=math.inf, segment_bytes_max=65536
+    ) as store:
+        deleting(0, 100)(store)
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            patched.setattr(compaction, "compact_files", stop)
+            store._engine.upkeep.look(UNPACED)
+        with store._engine.index.reading() as txn:
+            assert get_deletions_left(txn) == 0
+        store._engine.upkeep.look(UNPACED)
+        with store._engine.index.reading() as txn:
+            assert get_deletions_left(txn) > 0
+        assert store.verify(deep=True).ok
