@@ -5,18 +5,17 @@ or the new one.
 """
 
 import contextlib
-import errno
 import math
 import os
 import shutil
 import signal
-import subprocess
 from itertools import count
 
 import pytest
 
 from kvsage import LMDBStore, StoreFullError
 from kvsage.fs import Disk
+from tests.support.small_disk import fill, small_tmpfs
 
 SMALL = {"segment_bytes_max": 65536, "content_bytes_min": 1 << 20, "upkeep_interval": math.inf}
 WHEN = pytest.mark.parametrize("when", ["before", "after"])
@@ -306,27 +305,8 @@ def test_an_old_store_set_aside_is_put_back(path, target, fork, checked):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB."""
-    point = tmp_path / "mount"
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def leave(directory, space):
-    """Take all the space but so many bytes; the file to remove again."""
-    ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        file.truncate(max(0, file.tell() - space))
-    return ballast
+    with small_tmpfs(tmp_path, 8) as point:
+        yield point
 
 
 @pytest.mark.root
@@ -340,7 +320,7 @@ def test_a_backup_to_a_disk_that_gets_full(path, small_disk, restored):
         after = dict(store.items())
         full = 0
         for space in range(0, 400_000, 40_000):
-            ballast = leave(small_disk, space)
+            ballast = fill(small_disk, space)
             try:
                 store.backup(target)
             except StoreFullError:
@@ -375,7 +355,7 @@ def test_a_restore_to_a_disk_that_is_full(path, target, small_disk, fork, checke
             say("restored")
 
     for space in (0, 100_000, 250_000, 500_000, 1_500_000):
-        ballast = leave(small_disk, space)
+        ballast = fill(small_disk, space)
         _, said = fork(work)
         ballast.unlink()
         assert sorted(path.name for path in small_disk.iterdir()) == ["store"]

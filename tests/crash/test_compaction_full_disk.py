@@ -7,7 +7,6 @@ finishes the work.
 import contextlib
 import errno
 import os
-import subprocess
 from itertools import count
 
 import pytest
@@ -18,6 +17,7 @@ from kvsage.fs import Disk
 from kvsage.fs.posix import translate
 from tests.support.clock import FakeClock
 from tests.support.small import OPTIONS, make_small, nothing_left, quick_directory
+from tests.support.small_disk import fill, small_tmpfs
 
 TEXT = b"to be or not to be, that is the question. " * 5
 NOISE = os.urandom(20_000)
@@ -170,28 +170,8 @@ def close(store):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB."""
-    point = tmp_path / "mount"
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def fill(directory, leave):
-    """Take all the space but so many bytes; the file to remove again."""
-    ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-        file.truncate(max(0, file.tell() - leave))
-    return ballast
+    with small_tmpfs(tmp_path, 8) as point:
+        yield point
 
 
 REAL = {k: v for k, v in OPTIONS.items() if k != "content_bytes_min"} | {

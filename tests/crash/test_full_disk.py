@@ -1,14 +1,13 @@
 """A disk that is really full: a small tmpfs, filled to the brim."""
 
 import contextlib
-import errno
 import os
 import shutil
-import subprocess
 
 import pytest
 
 from kvsage import LMDBStore, StoreFullError
+from tests.support.small_disk import fill, small_tmpfs
 
 NOISE = os.urandom(100_000)
 
@@ -16,28 +15,8 @@ NOISE = os.urandom(100_000)
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 16 MB."""
-    point = tmp_path / "mount"
-    point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(point)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def fill(directory, leave=0):
-    """Take all the space but so many bytes; the file to remove again."""
-    ballast = directory / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-        file.truncate(file.tell() - leave)
-    return ballast
+    with small_tmpfs(tmp_path, 16) as point:
+        yield point
 
 
 def save_until_full(store):

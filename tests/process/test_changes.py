@@ -36,7 +36,7 @@ store.close()
 
 FOLLOWS = """
 from kvsage import ChangesLostError
-since, consumer = arguments[0] or None, arguments[1] or None
+since, consumer, most = arguments[0] or None, arguments[1] or None, float(arguments[2])
 store = LMDBStore(path)
 def length(change):
     try:
@@ -44,10 +44,12 @@ def length(change):
     except ChangesLostError:
         return "gone"
 with store.changes(since, follow=True, consumer=consumer) as feed:
-    for change in feed:
+    for count, change in enumerate(feed, start=1):
         say(change.position, change.kind, change.key, length(change))
         if change.key == "end":
             break
+        if count >= most:
+            hear()
 store.close()
 """
 
@@ -66,12 +68,18 @@ def start(child, path, options):
     return writers
 
 
+AHEAD = 50  # what a follower may say after the line that it is killed for
+
+
 def follow(child, path, lives, consumer=""):
-    """What followers said that were killed after so many changes, each begun behind the last."""
+    """What followers said that were killed after so many changes, each begun behind the last.
+
+    However slow the kill, a follower leaves something for those that come after it.
+    """
     said = []
     for life in lives:
         since = "" if consumer or not said else said[-1].split()[0]
-        one = child(FOLLOWS, path, since, consumer)
+        one = child(FOLLOWS, path, since, consumer, life + AHEAD)
         heard = [one.line() for _ in range(life)]
         said += heard + one.kill()
     return said
@@ -79,7 +87,7 @@ def follow(child, path, lives, consumer=""):
 
 def rest(child, path, said, consumer=""):
     since = "" if consumer or not said else said[-1].split()[0]
-    return child(FOLLOWS, path, since, consumer).finish()
+    return child(FOLLOWS, path, since, consumer, math.inf).finish()
 
 
 def shape(words):
@@ -125,7 +133,7 @@ def test_compaction_in_another_process_hides_no_change_from_a_consumer(path, chi
     with LMDBStore(path, **BUSY) as store:
         store.changes(consumer="me").close()
         writers = start(child, path, BUSY)
-        said = follow(child, path, [60], consumer="me")
+        said = follow(child, path, [10], consumer="me")  # there are more keys, however compacted
         for one in writers:
             one.finish()
         store.compact()

@@ -21,12 +21,18 @@ def clock():
 
 
 @pytest.fixture
-def new_store(tmp_path, clock):
+def store_options():
+    """What every store of a test module is opened with; a module may say otherwise."""
+    return {"durability": "relaxed", "sync_interval": 3600}
+
+
+@pytest.fixture
+def new_store(tmp_path, clock, store_options):
     """Opens stores, the same one unless named otherwise; closes them in the end."""
     stores = []
 
     def open_(name="store", **options):
-        options = {"durability": "relaxed", "sync_interval": 3600, "clock": clock, **options}
+        options = {**store_options, "clock": clock, **options}
         stores.append(LMDBStore(tmp_path / name, **options))
         return stores[-1]
 

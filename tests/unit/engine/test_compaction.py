@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvsage import CorruptionError, LMDBStore, StoreLockedError, TransactionStateError
+from kvsage import CorruptionError, StoreLockedError, TransactionStateError
 from kvsage.engine import choosing, compaction
 from kvsage.engine.choosing import choose, everything
 from kvsage.engine.pace import UNPACED, Pace, Stopped
@@ -48,28 +48,8 @@ PATIENCE_S = 60
 
 
 @pytest.fixture
-def new_store(tmp_path, clock):
-    stores = []
-
-    def open_(name="store", **options):
-        chosen = {
-            "durability": "relaxed",
-            "sync_interval": 3600,
-            "upkeep_interval": math.inf,
-            "segment_bytes_max": 65536,
-            "clock": clock,
-        }
-        stores.append(LMDBStore(tmp_path / name, **chosen | options))
-        return stores[-1]
-
-    yield open_
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def store(new_store):
-    return new_store()
+def store_options(store_options):
+    return store_options | {"upkeep_interval": math.inf, "segment_bytes_max": 65536}
 
 
 @pytest.fixture(autouse=True)

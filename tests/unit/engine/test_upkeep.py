@@ -8,7 +8,6 @@ import pytest
 
 from kvsage import (
     CorruptionError,
-    LMDBStore,
     StoreClosedError,
     StoreFullError,
     StoreLockedError,
@@ -25,28 +24,8 @@ NOISE = b"\xee" * 3000
 
 
 @pytest.fixture
-def new_store(tmp_path, clock):
-    stores = []
-
-    def open_(name="store", **options):
-        chosen = {
-            "durability": "relaxed",
-            "sync_interval": 3600,
-            "upkeep_interval": math.inf,
-            "segment_bytes_max": 65536,
-            "clock": clock,
-        }
-        stores.append(LMDBStore(tmp_path / name, **chosen | options))
-        return stores[-1]
-
-    yield open_
-    for store in stores:
-        store.close()
-
-
-@pytest.fixture
-def store(new_store):
-    return new_store()
+def store_options(store_options):
+    return store_options | {"upkeep_interval": math.inf, "segment_bytes_max": 65536}
 
 
 @pytest.fixture(autouse=True)
