@@ -393,9 +393,10 @@ class _File:
             if moment < before:
                 raise self._damaged("an entry is out of order", at)
             key_at = start + ENTRY_BYTES
+            value_at = key_at + key_length
             is_change = kind in CHANGES and not window.startswith(OWN, key_at)
             entry = None
-            if is_change and moment > passed and window.startswith(prefix, key_at):
+            if is_change and moment > passed and window.startswith(prefix, key_at, value_at):
                 entry = decode_entry(reader.bytes_at(at, length))
                 if entry is None or not possible(entry):
                     raise self._damaged("an entry does not check", at)
