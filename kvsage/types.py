@@ -363,10 +363,11 @@ class StoreStats:
         keys: keys that are there, expired ones that no sweep has removed yet included.
         expired: how many of them have expired.
         tombstones: deletions that are kept, since an older value may still stand in the log.
-        contents: distinct contents stored.
-        content_references: how many keys and addresses refer to them.
-        content_bytes: bytes of those contents before compression, each counted once.
-        content_stored_bytes: bytes of those contents on disk.
+        contents: distinct contents stored: whole values, and pieces of large ones.
+        content_nodes: nodes of the trees that large values are, which refer to their pieces.
+        content_references: how many keys, addresses and nodes refer to either.
+        content_bytes: bytes of the contents before compression, each counted once.
+        content_stored_bytes: bytes of contents and nodes on disk.
         logical_bytes: bytes of content as its references see it: before compression and sharing.
         log_bytes: bytes of log that hold commits, zero-filled space ahead of the tail left out.
         live_bytes: bytes of records that something refers to, deletions that are kept included.
@@ -387,6 +388,7 @@ class StoreStats:
     expired: int
     tombstones: int
     contents: int
+    content_nodes: int
     content_references: int
     content_bytes: int
     content_stored_bytes: int

@@ -12,30 +12,36 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from kvsage.engine.checkpoint import find_damage
-from kvsage.engine.content import Mismatch, content_hash, decode_content
+from kvsage.engine.assembling import content_entry
+from kvsage.engine.content import Mismatch, content_hash, decode_content, unpack_pack
+from kvsage.engine.references import content_rows
+from kvsage.engine.tree import node_key
 from kvsage.errors import CorruptionError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import SYSTEM, Row, content_key_in, decode_row
+from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
 from kvsage.index.segments import Meta, SegmentRow, all_retired, all_segments, the_meta
 from kvsage.log.format import (
     BATCH_BYTES,
     CONTENT,
-    CONTENT_KEY,
-    CONTENT_REF,
     DELETE,
     ENTRY_BYTES,
     ENTRY_KIND_AT,
-    IS_CONTENT,
     KINDS,
+    NODE,
     ORIGIN,
     ORIGINS,
+    PACK,
     PUT,
     RETIRE,
     FileKind,
+    LogEntry,
     decode_entry,
+    possible,
+    references_in,
     split_entries,
+    split_keys,
 )
 from kvsage.log.reader import Batch, SegmentReader
 from kvsage.log.segment import read_header
@@ -43,7 +49,6 @@ from kvsage.types import Problem, VerifyReport
 
 if TYPE_CHECKING:
     from kvsage.engine.engine import Engine
-    from kvsage.log.format import LogEntry
 
 
 def verify(engine: Engine, *, deep: bool) -> VerifyReport:
@@ -176,7 +181,7 @@ class Check:
             self._problem("an entry bears another number than its batch", segment, at, entry.key)
         if entry.kind == ORIGINS:
             self._entry_bytes[segment] -= len(framed)
-        elif entry.kind == CONTENT:
+        elif entry.kind in {CONTENT, PACK, NODE}:
             self._content(segment, at, entry)
         elif self._deep and entry.kind in {PUT, DELETE}:
             known = self._newest.get(entry.key)
@@ -185,12 +190,21 @@ class Check:
 
     def _content(self, segment: int, at: int, entry: LogEntry) -> None:
         try:
-            raw = decode_content(entry.flags, entry.value)
+            if entry.kind == NODE:
+                named = [(entry.key, node_key(entry.value))]
+                if not possible(entry):
+                    self._problem("a node holds no items", segment, at)
+            elif entry.kind == PACK:
+                contents = unpack_pack(entry.flags, entry.value)
+                named = [(one.key, content_hash(raw)) for one, raw in contents]
+            else:
+                named = [(entry.key, content_hash(decode_content(entry.flags, entry.value)))]
         except CorruptionError as error:
             self._problem(str(error), segment, at)
             return
-        if content_hash(raw) != entry.key[:16]:
-            self._problem("a content is not what its hash says", segment, at)
+        for key, digest in named:
+            if digest[:16] != key[:16]:
+                self._problem("a content is not what its hash says", segment, at)
 
     # -- the index against it ---------------------------------------------------------------
 
@@ -210,12 +224,12 @@ class Check:
                 # By seq: while a compaction is under way, an entry stands in two places.
                 if newest is None or newest[:2] != (row.seq, kind):
                     self._problem("a row is not the key's newest entry", *row[:2], key)
-                self._row(key, row, content_key_in(data))
+                self._row(key, row, content_keys_in(data))
         for key, (_, kind, segment, offset) in self._newest.items():
             what = "system" if key[0] == SYSTEM else "keydir" if kind == PUT else "tombstones"
             self._problem(f"a key's newest entry is missing from {what}", segment, offset, key)
 
-    def _row(self, key: bytes, row: Row, reference: bytes) -> None:
+    def _row(self, key: bytes, row: Row, refers: bytes) -> None:
         try:
             entry = self._engine.read_entry(key, row)
         except Mismatch:
@@ -223,31 +237,36 @@ class Check:
             return
         if (entry.flags, entry.expires_ms) != (row.flags, row.expires_ms):
             self._problem("a row says other than its entry", row.segment, row.offset, key)
-        if entry.kind == PUT and entry.flags & IS_CONTENT:
-            if len(entry.value) != CONTENT_REF.size:
-                self._problem("a reference has a wrong length", row.segment, row.offset, key)
-                return
-            if reference != entry.value[: CONTENT_KEY.size]:
-                self._problem("a row refers to another content", row.segment, row.offset, key)
-            self._references[entry.value[: CONTENT_KEY.size]] += 1
+        if not possible(entry):
+            self._problem("a reference is none", row.segment, row.offset, key)
+        elif refers != references_in(entry):
+            self._problem("a row refers to another content", row.segment, row.offset, key)
+        else:
+            self._references.update(split_keys(refers))
 
     def _contents(self) -> None:
         """Every content leads to its entry and counts its references."""
-        references = self._references
-        for key, data in self._txn.cursor(self._engine.index.contents):
+        references, contents = self._references, self._engine.index.contents
+        for key, data in self._txn.cursor(contents):
+            references.update(split_keys(decode_content_row(data).children))
+        for key, data in self._txn.cursor(contents):
             row = decode_content_row(data)
-            self._live_bytes[row.segment] += row.length
+            self._live_bytes[row.segment] += row.share
             where = (row.segment, row.offset)
             count = references.pop(key, 0)
             if count != row.references:
                 self._problem(f"a content has {count} references, not {row.references}", *where)
             try:
-                entry = self._engine.read_entry(key, row)
+                kind, flags, value = content_entry(self._engine, key, row)
             except Mismatch:
                 self._problem("a content's row does not lead to it", *where)
                 continue
-            if entry.kind != CONTENT:
+            held_in = LogEntry(row.seq, 0, kind, flags, key, bytes(value))
+            said = dict(content_rows(held_in, row[:3])) if possible(held_in) else {}
+            if key not in said:
                 self._problem("a content's row leads to something else", *where)
+            elif said[key]._replace(references=row.references) != row:
+                self._problem("a content's row says other than its entry", *where)
             elif row.segment not in self._listed:
                 self._problem("a content's row leads to a file that does not count", *where)
         for key in references:

@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from kvsage.engine.content import Content, Mismatch, compress, hold, release
+from kvsage.engine.content import Content, Mismatch
 from kvsage.engine.group import Group
+from kvsage.engine.placing import Placing
+from kvsage.engine.references import release
 from kvsage.engine.rotation import adopt, begin_segment, retire
 from kvsage.engine.trust import mark_used
 from kvsage.errors import CorruptionError, KvsageError, PoisonedError, ValueTooLargeError
-from kvsage.index.contents import ContentRow, decode_content_row, encode_content_row
 from kvsage.index.env import LmdbError, MapFull, Txn
 from kvsage.index.expiry import EXPIRY
 from kvsage.index.keydir import (
@@ -40,7 +41,7 @@ from kvsage.index.keydir import (
     ROW,
     SYSTEM,
     StructError,
-    content_key_in,
+    content_keys_in,
     damaged,
     set_deleted,
     set_live,
@@ -61,13 +62,11 @@ from kvsage.log.format import (
     BATCH_ZERO,
     BYTES,
     CHECKSUM_BYTES,
-    CONTENT,
     CONTENT_HEAD,
-    CONTENT_KEY,
-    CONTENT_REF,
     ENTRY_BODY,
     ENTRY_BYTES,
     IS_CONTENT,
+    IS_TREE,
     MAGIC_OFFSET,
     PLACE_BITS,
     PUT,
@@ -78,8 +77,10 @@ from kvsage.log.writer import make_room
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvsage.engine.content import Place
     from kvsage.engine.engine import Engine
     from kvsage.engine.later import Laters
+    from kvsage.engine.tree import Tree
 
 # What an operation requires of its key; a version requires the entry with that seq. STORED is a
 # row, whether it has expired or not, EXPIRED_ROW one that has; NEVER holds of no key.
@@ -88,7 +89,6 @@ ANYTHING, ABSENT, PRESENT, STORED, NEVER, EXPIRED_ROW = 0, -1, -2, -3, -4, -5
 TOUCH = -1
 """In place of a kind: the entry that is there, written again with another expiry."""
 
-CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 TOUCH_ROOM = 4096  # what a touched value is thought to take, as nobody has looked yet
 SETTLE_TRIES = 100
 # A commit without a flush is over sooner than two threads have changed places. So who meets one
@@ -101,6 +101,7 @@ NOTHING = bytes(len(BATCH_MAGIC_BYTES))  # where the next batch would begin, not
 _meta = META.unpack
 _row = ROW.unpack_from
 _pack_row = ROW.pack
+ROW_BYTES = ROW.size
 _pack_meta = META.pack
 _entry = ENTRY_BODY.pack
 _batch = BATCH_REST.pack
@@ -124,7 +125,7 @@ class Operation(NamedTuple):
     flags: int
     expires_ms: int = 0
     value: bytes = b""
-    content: Content | None = None
+    content: Content | Tree | None = None
     require: int = ANYTHING
 
 
@@ -149,7 +150,9 @@ class Committer:
         self._laters: Laters | None = None
         self._making = threading.Lock()  # guards that there are no two of them
         self.last: tuple[int, list[bool]] | None = None
-        self._fresh: dict[bytes, bytes] = {}  # contents of the batch being built, by content key
+        # Contents of the batch being built, by content key, and by the place that they get.
+        self._fresh: dict[bytes, bytes] = {}
+        self._raw: list[tuple[Place, bytes]] = []
 
     @property
     def laters(self) -> Laters:
@@ -272,8 +275,8 @@ class Committer:
                 dead = {old[0]: old[2]}
                 if old[4] and old[4] != expires_ms:
                     txn.delete(EXPIRY.pack(old[4]) + key, db=index.expiry)
-                if old[5] & IS_CONTENT:
-                    release(index, txn, content_key_in(before), dead)
+                if len(before) > ROW_BYTES:
+                    release(index, txn, content_keys_in(before), dead)
                 add_dead(txn, dead)
             now_ms = max(0, int(engine.clock() * 1000))
             rest = _batch(BATCH_MAGIC, 1, length, 0, seq, flushed_seq, now_ms, chain) + entry
@@ -301,22 +304,13 @@ class Committer:
         index = self._engine.index
         self.commit_inside((), full=full)  # what a dead writer left counts too
         with index.reading() as txn:
-            key = self._content_key(txn, content)
+            placing = Placing(self._engine, txn, (0, 0, 0), {})
+            key, _ = placing.find(content.hash, content.raw, content.equal_to)
             if txn.get(CONTENT_ROOT + key, None, index.system) is not None:
                 return key
         operation = Operation(CONTENT_ROOT + key, PUT, BYTES, content=content)
         self.commit_inside((operation,), full=full)
         return key
-
-    def _content_key(self, txn: Txn, content: Content) -> bytes:
-        """The content key that a content has, or would get."""
-        number = 0
-        while True:
-            key = CONTENT_KEY.pack(content.hash, number)
-            data = txn.get(key, None, self._engine.index.contents)
-            if data is None or self._same(key, decode_content_row(data), content):
-                return key
-            number += 1
 
     def commit_inside(self, operations: Sequence[Operation], *, full: bool) -> list[bool]:
         """``commit`` for who is inside the gate already."""
@@ -325,7 +319,7 @@ class Committer:
             # About so much: of a content that is there already only the reference is written.
             room += ENTRY_BYTES + len(key) + len(value)
             if content is not None:
-                room += CONTENT_OVERHEAD + len(content.stored)
+                room += content.room
             elif kind == TOUCH:
                 room += TOUCH_ROOM
         while True:
@@ -389,6 +383,8 @@ class Committer:
             at = (segment, tail, seq, timeline, epoch, flushed_seq)
             self.last = (seq, results)
             self._append(txn, fd, at, rest, full)
+            if self._raw:
+                engine.raw_cache.put_all(self._raw)
             engine.metrics.batches += 1
             engine.metrics.operations += sum(results)
             return results
@@ -396,6 +392,7 @@ class Committer:
             txn.abort()  # nothing after a commit
             if self._fresh:
                 self._fresh.clear()
+                self._raw.clear()
 
     def _append(
         self,
@@ -477,28 +474,37 @@ class Committer:
             if require and not self._holds(txn, key, require):
                 results.append(False)
                 continue
-            reference = b""
+            refers = b""
+            placing = None
             touches = kind == TOUCH
             if touches:
-                kind, flags, value, reference = self._stored(txn, key)
+                kind, flags, value, refers = self._stored(txn, key)
             elif content is not None:
-                value, framed = self._place(txn, content, (segment, offset, seq))
-                reference = value[: CONTENT_KEY.size]
-                flags |= IS_CONTENT
-                if framed:
-                    entries.append(framed)
-                    offset += len(framed)
+                placing = Placing(engine, txn, (segment, offset, seq), self._fresh)
+                if isinstance(content, Content):
+                    refers = placing.content(content)
+                    value = refers + CONTENT_HEAD.pack(len(content.raw))
+                    flags |= IS_CONTENT
+                else:
+                    value, refers = placing.tree(content)
+                    flags |= IS_TREE
+                entries += placing.entries
+                self._raw += placing.raw
+                offset += placing.length
             rest = _entry(seq, expires_ms, len(value), len(key), kind, flags) + key + value
             entry = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
             if kind == RETIRE:
                 retire(txn, value)
                 dead[segment] = dead.get(segment, 0) + len(entry)
             else:
-                row = _pack_row(segment, offset, len(entry), seq, expires_ms, flags) + reference
+                row = _pack_row(segment, offset, len(entry), seq, expires_ms, flags) + refers
                 set_row = set_live if kind == PUT else set_deleted
                 before = set_row(index, txn, key, row, dead)
-                held = None if before is None else content_key_in(before)
-                if held and not touches:  # what is touched goes on referring to its content
+                held = b"" if before is None else content_keys_in(before)
+                if placing is not None:
+                    placing.references.release(held)
+                    placing.references.settle(dead)
+                elif held and not touches:  # what is touched goes on referring to its contents
                     release(index, txn, held, dead)
             entries.append(entry)
             offset += len(entry)
@@ -519,7 +525,7 @@ class Committer:
         return require == PRESENT or require == seq  # noqa: PLR1714  # seqs and constants differ
 
     def _stored(self, txn: Txn, key: bytes) -> tuple[int, int, bytes, bytes]:
-        """Kind, flags and value of the entry that a key has, and the content key in its row."""
+        """Kind, flags and value of the entry that a key has, and the content keys in its row."""
         data = txn.get(key, None, self._engine.index.keydir) or b""
         row = _row(data)
         try:
@@ -531,38 +537,7 @@ class Committer:
             raise CorruptionError(
                 f"the record of {name!r} is damaged", segment=row[0], offset=row[1]
             )
-        return PUT, entry.flags, entry.value, content_key_in(data)
-
-    def _place(self, txn: Txn, content: Content, at: tuple[int, int, int]) -> tuple[bytes, bytes]:
-        """One more reference to a content: the reference, and its framed entry where it is new."""
-        index = self._engine.index
-        key = self._content_key(txn, content)
-        reference = key + CONTENT_HEAD.pack(len(content.raw))
-        if hold(index, txn, key):
-            return reference, b""
-        segment, offset, seq = at
-        flags, stored = content.flags, content.stored
-        if flags is None:  # the one it was found equal to has gone meanwhile
-            flags, stored = compress(content.raw, self._engine.options.compression_level)
-        value = CONTENT_HEAD.pack(len(content.raw)) + stored
-        rest = ENTRY_BODY.pack(seq, 0, len(value), len(key), CONTENT, flags) + key + value
-        framed = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest
-        new = ContentRow(segment, offset, len(framed), seq, len(content.raw), 1)
-        txn.put(key, encode_content_row(new), db=index.contents)
-        self._fresh[key] = content.raw
-        return reference, framed
-
-    def _same(self, key: bytes, row: ContentRow, content: Content) -> bool:
-        """Whether the bytes are equal, whatever their hashes say."""
-        if row.raw_length != len(content.raw):
-            return False
-        if content.equal_to == (row.segment, row.offset):
-            return True
-        raw = self._fresh.get(key)
-        try:
-            return (self._engine.raw_content(key, row) if raw is None else raw) == content.raw
-        except (Mismatch, CorruptionError):
-            return False  # what is damaged is equal to nothing
+        return PUT, entry.flags, entry.value, content_keys_in(data)
 
     # -- when it goes wrong -----------------------------------------------------------------
 

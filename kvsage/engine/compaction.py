@@ -29,9 +29,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from kvsage.engine.checkpoint import read_trailer
 from kvsage.engine.commit import Operation
+from kvsage.engine.content import compress, unpack_pack
 from kvsage.engine.rebuild import growing
 from kvsage.engine.rotation import begin_segment
 from kvsage.errors import CorruptionError
+from kvsage.index.contents import decode_content_row, encode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.index.keydir import PLACE, PLACE_AND_SEQ, SYSTEM
 from kvsage.index.segments import (
@@ -55,8 +57,11 @@ from kvsage.log.format import (
     DELETE,
     ENTRY,
     ENTRY_BYTES,
+    ENTRY_KIND_AT,
+    NODE,
     ORIGIN,
     ORIGINS,
+    PACK,
     PUT,
     RETIRE,
     BatchHeader,
@@ -65,9 +70,11 @@ from kvsage.log.format import (
     LogEntry,
     Retire,
     SegmentHeader,
+    decode_pack,
     encode_batch,
     encode_entry,
     encode_header,
+    encode_pack,
     encode_retire,
     place,
     split_entries,
@@ -92,7 +99,8 @@ BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece,
 RUN_ROWS = 1024  # sorted in one go
 STEP_ROWS = 512  # moved behind the writer gate in one go: 2 ms or so
 
-MOVED = Struct("<BQII")  # kind, seq, offset in the copy, length; behind the key
+# Behind the key: kind, seq, offset in the copy, length, and of a content in a pack start and share.
+MOVED = Struct("<BQIIII")
 
 
 Live: TypeAlias = tuple[int, int, int, int, bytes, bytes]
@@ -173,8 +181,12 @@ class Judge:
         # Deletions up to here hide nothing, and nobody waits for them.
         self._idle_seq = min([needed_seq, *judged])
 
-    def live(self, segment: int) -> Iterator[Live]:  # noqa: C901, PLR0912, PLR0915  # see below
+    def live(self, segment: int, *, contents: bool = True) -> Iterator[Live]:  # noqa: C901, PLR0912, PLR0915  # see below
         """The live entries of a file, in their order.
+
+        Args:
+            segment: id of the file.
+            contents: whether contents are asked for too, and not the entries of keys alone.
 
         Raises:
             CorruptionError: it does not check.
@@ -196,7 +208,7 @@ class Judge:
                     _, seq, _, size, key_length, kind, _ = entry_at(body, at)
                     start, here = at + ENTRY_BYTES, at
                     at = start + key_length + size
-                    if kind in MOVING:
+                    if kind in MOVING and (contents or kind in CHANGES):
                         key = body[start : start + key_length]
                         found = txn.get(key, None, database(index, kind, key))
                         if found is not None and found.startswith(get_place(segment, base + here)):
@@ -205,6 +217,12 @@ class Judge:
                             else:
                                 n, when = origins[number - 1] if origins else (number, time_ms)
                                 live.append((seq, n, when, kind, key, body[here:at]))
+                    elif kind == PACK and contents:
+                        data = body[here:at]
+                        found = self._live_of_pack(txn, (segment, base + here), data)
+                        if found is not None:
+                            n, when = origins[number - 1] if origins else (number, time_ms)
+                            live.append((seq, n, when, kind, b"", found))
                     left -= 1
                     if left <= 0:
                         txn.abort()
@@ -217,6 +235,25 @@ class Judge:
             raise index.error(error, "compacting") from error
         finally:
             txn.abort()
+
+    def _live_of_pack(self, txn: Txn, at: tuple[int, int], framed: bytes) -> bytes | None:
+        """A PACK with those of its contents that are live; None where none is."""
+        said = decode_pack(framed[ENTRY_BYTES:])
+        if said is None:
+            raise CorruptionError("the contents of a pack do not fill it", *at)
+        here, db = PLACE.pack(*at), self._engine.index.contents
+        live = {
+            one.key for one in said.contents if (txn.get(one.key, None, db) or b"").startswith(here)
+        }
+        if len(live) in {0, len(said.contents)}:
+            return framed if live else None
+        flags = framed[ENTRY_KIND_AT + 1]
+        kept = [one for one in unpack_pack(flags, framed[ENTRY_BYTES:]) if one[0].key in live]
+        joined = b"".join([raw for _, raw in kept])
+        flags, stored = compress(joined, self._engine.options.compression_level)
+        value = encode_pack([(one.key, one.length) for one, _ in kept], stored)
+        _, seq, *_ = ENTRY.unpack_from(framed)
+        return encode_entry(LogEntry(seq, 0, PACK, flags, b"", value))
 
     def _drop(self, key: bytes, seq: int, length: int) -> None:
         self.dropped.append(key)
@@ -240,7 +277,8 @@ class Judge:
             raise CorruptionError("a batch does not check", segment=segment, offset=end)
 
 
-MOVING = frozenset((PUT, DELETE, CONTENT))
+CHANGES = frozenset((PUT, DELETE))
+MOVING = CHANGES | {CONTENT, NODE}
 
 
 def database(index: Index, kind: int, key: bytes) -> Any:
@@ -281,7 +319,7 @@ class Copy:
         head = encode_entry(LogEntry(0, 0, ORIGINS, 0, b"", origins))
         offset = self.end + BATCH_BYTES + len(head)
         for seq, _, _, kind, key, framed in entries:
-            self.moved.append(key + MOVED.pack(kind, seq, offset, len(framed)))
+            self.moved += moved_rows(kind, seq, key, framed, offset)
             offset += len(framed)
         self.entry_bytes += offset - self.end - BATCH_BYTES - len(head)
         last_seq, _, time_ms, _, _, _ = entries[-1]
@@ -297,6 +335,19 @@ class Copy:
         """Its row before any other row leads to it."""
         filled = (self.start, self.end, self.judged_seq, self.last_seq)
         return SegmentRow(*filled, self.entry_bytes, self.entry_bytes, FileKind.COPY, JOINING)
+
+
+def moved_rows(kind: int, seq: int, key: bytes, framed: bytes, offset: int) -> list[bytes]:
+    """Key and ``MOVED`` of the rows that an entry of a copy is for."""
+    length = len(framed)
+    if kind != PACK:
+        return [key + MOVED.pack(kind, seq, offset, length, 0, length)]
+    pack = decode_pack(framed[ENTRY_BYTES:])
+    assert pack is not None
+    return [
+        one.key + MOVED.pack(kind, seq, offset, length, one.start, one.share)
+        for one in pack.contents
+    ]
 
 
 def _write_copy(engine: Engine, judge: Judge, sources: Sequence[int]) -> Copy | None:
@@ -444,18 +495,29 @@ def _move_rows(engine: Engine, copy: Copy, pace: Pace) -> None:
 
 def _move_some(index: Index, txn: Txn, copy: Copy, moved: Sequence[bytes]) -> None:
     freed: dict[int, int] = {}
+    taken = 0
     for data in moved:
         key = data[: -MOVED.size]
-        kind, seq, offset, length = MOVED.unpack_from(data, len(key))
+        kind, seq, offset, length, start, share = MOVED.unpack_from(data, len(key))
         db = database(index, kind, key)
         row = txn.get(key, None, db)
         if row is None:
             continue
         segment, _, _, its_seq = PLACE_AND_SEQ.unpack_from(row)
-        if its_seq == seq and segment in copy.sources:
-            txn.put(key, PLACE.pack(copy.segment, offset) + row[PLACE.size :], db=db)
-            freed[segment] = freed.get(segment, 0) + length
-    _count(txn, copy.segment, -sum(freed.values()))
+        if its_seq != seq or segment not in copy.sources:
+            continue
+        gone = share
+        if kind == PACK:  # a pack that lost contents on the way has another length, and others
+            before = decode_content_row(row)
+            gone = before.share
+            place = {"segment": copy.segment, "offset": offset, "length": length}
+            row = encode_content_row(before._replace(**place, start=start, share=share))
+        else:
+            row = PLACE.pack(copy.segment, offset) + row[PLACE.size :]
+        txn.put(key, row, db=db)
+        freed[segment] = freed.get(segment, 0) + gone
+        taken += share
+    _count(txn, copy.segment, -taken)
     for segment, length in freed.items():
         _count(txn, segment, length)
 
@@ -570,10 +632,10 @@ def _moved(engine: Engine, segment: int, row: SegmentRow) -> list[bytes]:
         end = batch.end
         for offset, framed in split_entries(batch.body, batch.header.entries):
             _, seq, _, _, key_length, kind, _ = ENTRY.unpack_from(framed)
-            if kind in MOVING:
+            if kind in MOVING or kind == PACK:
                 at = batch.offset + BATCH_BYTES + offset
                 key = framed[ENTRY_BYTES : ENTRY_BYTES + key_length]
-                moved.append(key + MOVED.pack(kind, seq, at, len(framed)))
+                moved += moved_rows(kind, seq, key, framed, at)
     if end != row.end:
         raise CorruptionError("a batch does not check", segment=segment, offset=end)
     return moved

@@ -5,6 +5,8 @@ purpose, so it only ever proposes: two contents are one when their bytes are equ
 process loaded or compared lately is compared from a bounded cache, anything else by reading it
 back.
 Contents that differ and share a hash are kept side by side, numbered.
+
+Contents that are written together may be compressed together, in a pack.
 """
 
 from __future__ import annotations
@@ -12,29 +14,46 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from struct import error as struct_error
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import zstandard
 from xxhash import xxh3_128_digest
 
 from kvsage.errors import CorruptionError
-from kvsage.index.contents import decode_content_row, encode_content_row
-from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
+from kvsage.log.format import (
+    CONTENT_HEAD,
+    CONTENT_KEY,
+    CONTENT_REF,
+    ENTRY_BYTES,
+    STORED_RAW,
+    STORED_ZSTD,
+    decode_pack,
+    is_node,
+)
 from kvsage.options import VALUE_BYTES_LIMIT
 
 if TYPE_CHECKING:
-    from kvsage.index.env import Index, Txn
+    from collections.abc import Iterable
+
+    from kvsage.index.contents import ContentRow
+    from kvsage.log.format import Packed
 
 CACHE_BYTES_MAX = 16 << 20
 CACHED_BYTES_MAX = 1 << 20  # one content this large or larger is not worth what it would push out
 HEX_DIGITS = 32
 WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may ask for more
 
+CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
+
 _local = threading.local()
 
 
 class Mismatch(Exception):  # noqa: N818  # a signal inside the engine; nobody outside sees it
     """What the index points to is not there: the log moved on, or something is damaged."""
+
+
+class Missing(Mismatch):
+    """The index has no such content."""
 
 
 def compress(raw: bytes, level: int) -> tuple[int, bytes]:
@@ -77,7 +96,7 @@ def decompress(flags: int, stored: bytes | memoryview, raw_length: int) -> bytes
     return raw
 
 
-def decode_content(flags: int, value: bytes) -> bytes:
+def decode_content(flags: int, value: bytes | memoryview) -> bytes:
     """The raw bytes that a CONTENT entry holds.
 
     Raises:
@@ -89,6 +108,19 @@ def decode_content(flags: int, value: bytes) -> bytes:
     return decompress(flags, memoryview(value)[CONTENT_HEAD.size :], raw_length)
 
 
+def unpack_pack(flags: int, value: bytes | memoryview) -> list[tuple[Packed, bytes]]:
+    """The contents of a PACK entry, with their raw bytes.
+
+    Raises:
+        CorruptionError: it holds something else.
+    """
+    pack = decode_pack(value)
+    if pack is None:
+        raise CorruptionError("the contents of a pack do not fill it")
+    raw = decompress(flags, memoryview(value)[pack.data_at :], pack.length)
+    return [(one, raw[one.start : one.start + one.length]) for one in pack.contents]
+
+
 class Content(NamedTuple):
     """Bytes on their way into a commit.
 
@@ -98,14 +130,19 @@ class Content(NamedTuple):
         flags: how they are stored, or None while nobody has compressed them, because a content
             with the same hash was there.
         stored: what is stored.
-        equal_to: where a content lies that was found equal (file id and offset), or None.
+        equal_to: where a content lies that was found equal (file id, offset, start), or None.
     """
 
     hash: bytes
     raw: bytes
     flags: int | None
     stored: bytes
-    equal_to: tuple[int, int] | None
+    equal_to: tuple[int, int, int] | None
+
+    @property
+    def room(self) -> int:
+        """What its entries take in the log, about."""
+        return CONTENT_OVERHEAD + len(self.stored)
 
 
 def content_hash(raw: bytes) -> bytes:
@@ -131,7 +168,18 @@ def content_key_of(address: object) -> bytes | None:
         key = CONTENT_KEY.pack(bytes.fromhex(digest), int(number) if dash else 0)
     except (ValueError, OverflowError, struct_error):
         return None
-    return key if address_of(key) == address else None
+    return key if address_of(key) == address and not is_node(key) else None
+
+
+Place: TypeAlias = tuple[int, int, int]
+"""Where a content lies: file id and offset of its entry, and where it begins in its raw bytes."""
+
+NODE_VALUE, EXPANDED = -1, -2  # in place of a start: the value of a node, and what it stands for
+
+
+def place_of(row: ContentRow) -> Place:
+    """Where a content lies."""
+    return row.segment, row.offset, row.start
 
 
 class RawCache:
@@ -143,18 +191,18 @@ class RawCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards both
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._kept: OrderedDict[Place, bytes] = OrderedDict()
         self._bytes = 0
 
-    def get(self, place: tuple[int, int]) -> bytes | None:
-        """The bytes of the content at a place (file id and offset), if they are here."""
+    def get(self, place: Place) -> bytes | None:
+        """The bytes of the content at a place, if they are here."""
         with self._lock:
             raw = self._kept.get(place)
             if raw is not None:
                 self._kept.move_to_end(place)
             return raw
 
-    def put(self, place: tuple[int, int], raw: bytes) -> None:
+    def put(self, place: Place, raw: bytes) -> None:
         """Keep the bytes for a while."""
         if len(raw) >= CACHED_BYTES_MAX:
             return
@@ -166,36 +214,13 @@ class RawCache:
                 _, gone = self._kept.popitem(last=False)
                 self._bytes -= len(gone)
 
+    def put_all(self, pairs: Iterable[tuple[Place, bytes]]) -> None:
+        """Keep the bytes of several for a while."""
+        for place, raw in pairs:
+            self.put(place, raw)
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
-
-
-# -- counting references, inside a commit -------------------------------------------------------
-
-
-def hold(index: Index, txn: Txn, content_key: bytes) -> bool:
-    """One reference more; whether the content is there."""
-    data = txn.get(content_key, None, index.contents)
-    if data is None:
-        return False
-    row = decode_content_row(data)
-    more = row._replace(references=row.references + 1)
-    txn.put(content_key, encode_content_row(more), db=index.contents)
-    return True
-
-
-def release(index: Index, txn: Txn, content_key: bytes, dead: dict[int, int]) -> None:
-    """One reference less; the last one ends the content."""
-    data = txn.get(content_key, None, index.contents)
-    if data is None:
-        return  # a damaged index; a rebuild counts anew
-    row = decode_content_row(data)
-    if row.references > 1:
-        fewer = row._replace(references=row.references - 1)
-        txn.put(content_key, encode_content_row(fewer), db=index.contents)
-    else:
-        txn.delete(content_key, db=index.contents)
-        dead[row.segment] = dead.get(row.segment, 0) + row.length

@@ -87,7 +87,7 @@ class ContentSpace:
                     if txn.get(key, None, engine.index.contents) is None:
                         break
                     try:
-                        return View(engine, txn, 0).content(key)[0]
+                        return View(engine, txn, 0).content(key)
                     except Mismatch as error:
                         segment, offset = error.args or (None, None)
                         continue

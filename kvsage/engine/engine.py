@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.commit import Committer
 from kvsage.engine.consumers import oldest_needed
-from kvsage.engine.content import Mismatch, RawCache, decompress
+from kvsage.engine.content import Mismatch, RawCache
 from kvsage.engine.flusher import Flusher
 from kvsage.engine.metrics import Metrics
 from kvsage.engine.reads import Reads
@@ -102,7 +102,6 @@ NAMES = frozenset(
 )
 
 
-CONTENT_START = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size  # of its stored bytes
 FIRST_HEADER_BYTES = HEADER.size + TIMELINE.size + CHECKSUM_BYTES  # nothing listed, one timeline
 FAR = 1 << 63
 SMALL_SEGMENT_BYTES = 4 << 20
@@ -403,38 +402,6 @@ class Engine:
         if entry is None or entry.key != key or entry.seq != seq:
             raise Mismatch(segment, offset)
         return entry
-
-    def raw_content(self, key: bytes, row: ContentRow) -> bytes:
-        """The raw bytes of a content, from the cache or from the log.
-
-        Raises:
-            Mismatch: the log does not hold it there.
-            CorruptionError: it cannot be decompressed.
-        """
-        raw = self.raw_cache.get(row[:2])
-        if raw is None:
-            # As read_entry and decode_content do it, without a copy of what may be megabytes.
-            segment, offset, length, seq, _, _ = row
-            try:
-                fd = self.files.fds.get(segment) or self.files.fd(segment)
-            except FileNotFoundError:
-                raise Mismatch(segment, offset) from None
-            entry = self.disk.read(fd, length, offset)
-            if len(entry) != length or length < CONTENT_START:
-                raise Mismatch(segment, offset)
-            checksum, its_seq, _, size, key_length, kind, flags = ENTRY.unpack_from(entry)
-            view = memoryview(entry)
-            if (
-                xxh3_64_intdigest(view[CHECKSUM_BYTES:]) != checksum
-                or (its_seq, kind, key_length) != (seq, CONTENT, CONTENT_KEY.size)
-                or ENTRY_BYTES + key_length + size != length
-                or not entry.startswith(key, ENTRY_BYTES)
-            ):
-                raise Mismatch(segment, offset)
-            (raw_length,) = CONTENT_HEAD.unpack_from(entry, ENTRY_BYTES + key_length)
-            raw = decompress(flags, view[CONTENT_START:], raw_length)
-            self.raw_cache.put(row[:2], raw)
-        return raw
 
     # -- files, as the log grows and shrinks --------------------------------------------------
 

@@ -173,7 +173,7 @@ class _Pass:
         reads = self._reads
         batch: list[Operation] = []
         judge = compaction.Judge(self._engine, (segment,), self._pace)
-        for seq, _, _, kind, key, _ in judge.live(segment):
+        for seq, _, _, kind, key, _ in judge.live(segment, contents=False):
             if kind != PUT or key[0] == SYSTEM:
                 continue
             slot = reads.slot(key)

@@ -28,7 +28,8 @@ from kvsage.engine.changes import (
     refuse_lost,
 )
 from kvsage.engine.consumers import Record, consumer_key, find, put
-from kvsage.engine.content import Mismatch
+from kvsage.engine.assembling import Assembler
+from kvsage.engine.content import Mismatch, Missing
 from kvsage.engine.snapshot import EPOCH, View, bounds, instant
 from kvsage.errors import (
     ChangesLostError,
@@ -39,9 +40,8 @@ from kvsage.errors import (
     StoreUnavailableError,
 )
 from kvsage.fs.watch import FileWatch
-from kvsage.index.contents import decode_content_row
 from kvsage.index.segments import get_floor
-from kvsage.log.format import BY_USER, CONTENT_KEY, EVICTED, EXPIRED, IS_CONTENT, PUT
+from kvsage.log.format import BY_USER, EVICTED, EXPIRED, PUT, REFERS
 from kvsage.types import Change, Position, shown
 
 if TYPE_CHECKING:
@@ -345,34 +345,38 @@ class Values:
 
     def reader(self, position: Position, key: str, entry: LogEntry) -> Callable[[], Any]:
         """What reads the value of a PUT."""
-        if not entry.flags & IS_CONTENT:
+        if not entry.flags & REFERS:
             return partial(self._codec.decode, key, entry.flags, entry.value)
-        reference = entry.value[: CONTENT_KEY.size]
-        return partial(self._content, position, key, entry.flags, reference)
+        return partial(self._content, position, key, entry.flags, entry.value)
 
-    def _content(self, position: Position, key: str, flags: int, reference: bytes) -> Any:
+    def _content(self, position: Position, key: str, flags: int, value: bytes) -> Any:
         place = Mismatch()
         for _ in range(2):
             engine = self._reading()
             with engine.index.reading() as txn:
-                data = txn.get(reference, None, engine.index.contents)
-                row = None if data is None else decode_content_row(data)
-                # Written after the change: it has the hash and the number of one that is gone.
-                if row is None or row.seq > position.seq:
-                    raise ChangesLostError(
-                        f"the value of {key!r} at {position} is gone, because the key changed "
-                        "again: that later change is in the feed"
-                    )
+                assembler = Assembler(engine, txn)
                 try:
-                    raw, _ = View(engine, txn, 0).content(reference)
+                    raw = assembler.value(flags, value)
+                except Missing:
+                    raise _gone(key, position) from None
                 except Mismatch as mismatch:
                     place = mismatch
                     continue
+            if assembler.newest > position.seq:
+                # Written after the change: it has the hash and the number of one that is gone.
+                raise _gone(key, position)
             return self._codec.decode(key, flags, raw)
         segment, offset = place.args or (None, None)
         raise CorruptionError(
             f"the content of {key!r} is damaged", segment=segment, offset=offset
         ) from place
+
+
+def _gone(key: str, position: Position) -> ChangesLostError:
+    return ChangesLostError(
+        f"the value of {key!r} at {position} is gone, because the key changed again: that later "
+        "change is in the feed"
+    )
 
 
 def _nothing() -> None:

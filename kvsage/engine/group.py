@@ -189,7 +189,7 @@ class Group:
                 continue
             operation = queued.operation
             content = operation.content
-            size += len(operation.value) + (0 if content is None else len(content.stored))
+            size += len(operation.value) + (0 if content is None else content.room)
             if operation.key in keys or (keys and size > BYTES_MAX):
                 return
             self._taken.append(queued)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
 from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
-from kvsage.engine.content import Content, Mismatch, compress, content_hash
+from kvsage.engine.assembling import EXPANDED_BYTES_MAX, Assembler, raw_content
+from kvsage.engine.content import Content, Mismatch, compress, content_hash, place_of
+from kvsage.engine.cutting import cut, sizes_for
+from kvsage.engine.tree import Pack, Tree, pieces_of, topmost
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
-from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, PUT
+from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, ENTRY_BYTES, PACKED, PUT
 from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from kvsage.engine.content import Place
+    from kvsage.engine.cutting import Part
     from kvsage.engine.engine import Engine
+    from kvsage.engine.tree import Piece
+    from kvsage.index.contents import ContentRow
+    from kvsage.index.env import Txn
     from kvsage.options import StoreOptions
 
 
+PACK_OVERHEAD = 2 * ENTRY_BYTES + PACKED.size  # of a leaf: its part of a pack and of a node
+ROOT_OVERHEAD = 4096
 _make = tuple.__new__  # a third of the time of the class's own call
 
 
@@ -35,6 +46,7 @@ class Preparer:
         if bytes_max is not None and bytes_max < self.codec.value_bytes_max:
             self.codec.value_bytes_max = bytes_max  # more could not stay for a moment
         self.content_bytes_min = options.content_bytes_min
+        self._sizes = sizes_for(options.content_bytes_min)
         self._level = options.compression_level
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)
@@ -71,7 +83,7 @@ class Preparer:
         """The operation that saves a serialized value."""
         if len(data) < self.content_bytes_min:
             return Operation(encoded, PUT, codec, expires_ms, data, None, require)
-        return Operation(encoded, PUT, codec, expires_ms, b"", self.content(data), require)
+        return Operation(encoded, PUT, codec, expires_ms, b"", self.large(codec, data), require)
 
     def save_many(self, mapping: Mapping[str, Any], expires_ms: int) -> list[Operation]:
         """The operations that save every pair, alike in expiry; ``save`` for each, flat."""
@@ -97,33 +109,119 @@ class Preparer:
         encoded = encode_key(key)
         return Operation(encoded, TOUCH, 0, self.expires_at_ms(key, ttl), require=PRESENT)
 
+    def large(self, codec: int, data: bytes) -> Content | Tree:
+        """A serialized value that is stored as content: whole, or as a tree where it can be cut."""
+        parts = cut(codec, data, self._sizes)
+        return self.content(data) if parts is None else self._tree(data, parts)
+
     def content(self, raw: bytes) -> Content:
         """A content, compressed unless one like it is there to be referred to."""
         digest = content_hash(raw)
-        equal_to = self._equal(digest, raw)
+        with self._looking() as look:
+            equal_to = look.equal(digest, raw)
         if equal_to is not None:
             return Content(digest, raw, None, b"", equal_to)
         flags, stored = compress(raw, self._level)
         return Content(digest, raw, flags, stored, None)
 
-    def _equal(self, digest: bytes, raw: bytes) -> tuple[int, int] | None:
-        """Where a content with the very same bytes lies, compared byte by byte."""
+    def _tree(self, data: bytes, parts: list[Part]) -> Tree:
+        raw = memoryview(data)
+        return self.tree(topmost(pieces_of(raw, parts)), raw, len(data))
+
+    def tree(self, pieces: list[Piece], raw: memoryview, length: int) -> Tree:
+        """A tree whose new leaves are compressed, several together.
+
+        Args:
+            pieces: the items of its root.
+            raw: what those that may be new were cut from.
+            length: bytes that all of it stands for.
+        """
+        with self._looking() as look:
+            missing = look.missing(pieces, raw)
+        packs: list[Pack] = []
+        leaves: list[Piece] = []
+        size = 0
+        for leaf in missing:
+            if leaves and size + leaf.length > self._sizes.pack:
+                packs.append(self._pack(leaves, raw))
+                leaves, size = [], 0
+            leaves.append(leaf)
+            size += leaf.length
+        if leaves:
+            packs.append(self._pack(leaves, raw))
+        room = sum([len(pack.stored) + PACK_OVERHEAD * len(pack.leaves) for pack in packs])
+        return Tree(pieces, raw, packs, length, ROOT_OVERHEAD + room)
+
+    def _pack(self, leaves: list[Piece], raw: memoryview) -> Pack:
+        joined = b"".join([raw[leaf.start : leaf.start + leaf.length] for leaf in leaves])
+        return Pack(leaves, *compress(joined, self._level))
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[Look]:
         engine = self._engine
         txn = engine.index.begin_read()
         try:
-            number = 0
-            while True:
-                key = CONTENT_KEY.pack(digest, number)
-                data = txn.get(key, None, engine.index.contents)
-                if data is None:
-                    return None
-                row = decode_content_row(data)
-                if row.raw_length == len(raw) and engine.raw_content(key, row) == raw:
-                    return row.segment, row.offset
-                number += 1
-        except (Mismatch, CorruptionError):
-            return None  # what is damaged is equal to nothing
+            yield Look(engine, txn)
         except LmdbError as error:
             raise engine.index.error(error, "reading") from error
         finally:
             txn.abort()
+
+
+class Look:
+    """Finds contents that are there already, by comparing bytes."""
+
+    def __init__(self, engine: Engine, txn: Txn) -> None:
+        self._engine = engine
+        self._txn = txn
+        self._assembler = Assembler(engine, txn)
+
+    def equal(self, digest: bytes, raw: bytes | memoryview) -> Place | None:
+        """Where a content with the very same bytes lies."""
+        engine, number = self._engine, 0
+        while True:
+            key = CONTENT_KEY.pack(digest, number)
+            data = self._txn.get(key, None, engine.index.contents)
+            if data is None:
+                return None
+            row = decode_content_row(data)
+            try:
+                if row.raw_length == len(raw) and raw_content(engine, key, row) == raw:
+                    return place_of(row)
+            except (Mismatch, CorruptionError):
+                return None  # what is damaged is equal to nothing
+            number += 1
+
+    def missing(self, pieces: Iterable[Piece], raw: memoryview) -> list[Piece]:
+        """The leaves that nobody has, each once; of the other pieces their place is noted."""
+        found: dict[bytes, Piece] = {}
+        self._look(pieces, raw, found)
+        return list(found.values())
+
+    def _look(self, pieces: Iterable[Piece], raw: memoryview, missing: dict[bytes, Piece]) -> None:
+        for piece in pieces:
+            if not piece.is_new or piece.key in missing:
+                continue
+            data = self._txn.get(piece.key, None, self._engine.index.contents)
+            if data is not None:
+                row = decode_content_row(data)
+                if self._is_there(piece, row, raw):
+                    piece.place = place_of(row)
+                    continue
+            if piece.pieces is not None:
+                self._look(piece.pieces, raw, missing)
+            elif data is None:
+                missing[piece.key] = piece
+
+    def _is_there(self, piece: Piece, row: ContentRow, raw: memoryview) -> bool:
+        if row.raw_length != piece.length or piece.start < 0:
+            return False
+        bytes_ = raw[piece.start : piece.start + piece.length]
+        try:
+            if piece.pieces is None:
+                return raw_content(self._engine, piece.key, row) == bytes_
+            # Higher up, nodes stand for too much to be kept in one piece: those below them do.
+            small = piece.length <= EXPANDED_BYTES_MAX
+            return small and self._assembler.expanded(piece.key, piece.length) == bytes_
+        except (Mismatch, CorruptionError):
+            return False  # what is damaged is equal to nothing

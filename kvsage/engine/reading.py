@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
+from kvsage.engine.assembling import Assembler
 from kvsage.engine.content import Mismatch
 from kvsage.engine.snapshot import View, corruption
 from kvsage.errors import KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError
 from kvsage.index.keydir import ROW, StructError
-from kvsage.log.format import CHECKSUM_BYTES, CONTENT_KEY, ENTRY, ENTRY_BYTES, IS_CONTENT, PUT
+from kvsage.log.format import CHECKSUM_BYTES, ENTRY, ENTRY_BYTES, PUT, REFERS
 from kvsage.serialization import unpack
 from kvsage.store import KEY_BYTES_MAX, encode_key
 from kvsage.types import override
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _encode = str.encode
 _row = ROW.unpack_from
 _header = ENTRY.unpack_from
-KEY_BYTES = CONTENT_KEY.size
 LOOKS = 5
 ABSENT = object()
 
@@ -81,12 +81,10 @@ class Loader:
                 ):
                     if not flags:  # MessagePack, and all of it here
                         return unpack(entry[split:])
-                    if flags & IS_CONTENT:
-                        raw, _ = View(self._engine, txn, 0).content(
-                            entry[split : split + KEY_BYTES]
-                        )
-                        return self._codec.decode(key, flags, raw)
-                    return self._codec.decode(key, flags, entry[split:])
+                    data = entry[split:]
+                    if flags & REFERS:
+                        data = Assembler(self._engine, txn).value(flags, data)
+                    return self._codec.decode(key, flags, data)
         except (LmdbError, StructError, KeyError, OSError, KvsageError, Mismatch):
             pass  # a damaged row, a file not open yet, a bad disk: the careful way tells which
         finally:

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.checkpoint import unpack_checkpoint
+from kvsage.engine.references import content_rows
 from kvsage.engine.rotation import empty_row, filled, new_header
 from kvsage.engine.trust import write_trust
 from kvsage.errors import CorruptionError, StoreFullError
 from kvsage.index.contents import CONTENT_ROW, decode_content_row, encode_content_row
 from kvsage.index.env import Index, LmdbError, MapFull, Txn
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import ROW, SYSTEM, content_key_in
+from kvsage.index.keydir import ROW, SYSTEM, content_keys_in
 from kvsage.index.segments import (
     LISTED,
     Meta,
@@ -57,21 +58,27 @@ from kvsage.log.format import (
     CONTENT,
     CONTENT_HEAD,
     CONTENT_KEY,
-    CONTENT_REF,
     DELETE,
     ENTRY,
     ENTRY_BYTES,
-    IS_CONTENT,
+    NODE,
     ORIGINS,
+    PACK,
     PUT,
+    REFERS,
     RETIRE,
     FileKind,
     ListedFile,
+    LogEntry,
     Retire,
     SegmentHeader,
     Timeline,
     decode_retire,
+    is_node,
     place,
+    possible,
+    references_in,
+    split_keys,
 )
 from kvsage.log.reader import SegmentReader
 from kvsage.log.segment import LogFile, inspect, list_files
@@ -295,20 +302,27 @@ class Replay:
                         raise misframed(segment, at)
                     known = rows.get(key)
                     if known is None or ROW.unpack_from(known)[3] <= its:
-                        if kind == PUT and flags & IS_CONTENT:
-                            if value_length != CONTENT_REF.size:
+                        if kind == PUT and flags & REFERS:
+                            value = window[split : split + value_length]
+                            entry = LogEntry(its, expires_ms, kind, flags, key, value)
+                            if not possible(entry):
                                 raise misframed(segment, at)
                             row = ROW.pack(segment, at, length, its, expires_ms, flags)
-                            rows[key] = row + window[split : split + CONTENT_KEY.size] + PUT_BYTE
+                            rows[key] = row + references_in(entry) + PUT_BYTE
                         else:
                             rows[key] = row_of(segment, at, length, its, expires_ms, flags, kind)
                 elif kind == CONTENT:
                     if key_length != CONTENT_KEY.size or value_length < CONTENT_HEAD.size:
                         raise misframed(segment, at)
                     known = contents.get(key)
-                    if known is None or CONTENT_ROW.unpack(known)[3] <= its:
+                    if known is None or CONTENT_ROW.unpack_from(known)[3] <= its:
                         (raw_length,) = CONTENT_HEAD.unpack_from(window, split)
-                        contents[key] = CONTENT_ROW.pack(segment, at, length, its, raw_length, 0)
+                        row = CONTENT_ROW.pack(segment, at, length, its, raw_length, 0, 0, length)
+                        contents[key] = row
+                elif kind in {PACK, NODE}:
+                    value = window[split : split + value_length]
+                    entry = LogEntry(its, 0, kind, flags, key, value)
+                    self._take_contents(entry, (segment, at, length))
                 elif kind == ORIGINS:
                     total -= length
                 elif kind == RETIRE:
@@ -323,9 +337,18 @@ class Replay:
                 raise misframed(segment, base + here)
             total += filled
             last, offset, chain, seq = offset, base + stop, checksum, number
-            if len(rows) > CHUNK:
+            if len(rows) > CHUNK or len(contents) > CHUNK:
                 self.flush()
         return Read(Tail(offset, last, chain, seq), total, highest)
+
+    def _take_contents(self, entry: LogEntry, place: tuple[int, int, int]) -> None:
+        if not possible(entry):
+            raise misframed(*place[:2])
+        contents = self._contents
+        for key, row in content_rows(entry, place):
+            known = contents.get(key)
+            if known is None or CONTENT_ROW.unpack_from(known)[3] <= row.seq:
+                contents[key] = encode_content_row(row)
 
     def flush(self) -> None:
         """What was gathered goes into the index."""
@@ -356,7 +379,7 @@ class Replay:
         stale = {
             key
             for key, data in known
-            if CONTENT_ROW.unpack(data)[3] > CONTENT_ROW.unpack(contents[key])[3]
+            if CONTENT_ROW.unpack_from(data)[3] > CONTENT_ROW.unpack_from(contents[key])[3]
         }
         txn.cursor(db).putmulti(sorted((k, row) for k, row in contents.items() if k not in stale))
 
@@ -411,8 +434,8 @@ class Counting:
         for key, data in txn.cursor(db):
             segment, _, length, _, expires_ms, flags = unpack(data)
             live_bytes[segment] += length
-            if flags & IS_CONTENT:
-                self._references[content_key_in(data)] += 1
+            if flags & REFERS:
+                self._references.update(split_keys(content_keys_in(data)))
             if expires_ms:
                 expiries.append((expiry_key(expires_ms, key), b""))
         for segment in live_bytes.keys() - set(self._files):
@@ -430,7 +453,21 @@ class Counting:
         for key in gone:
             txn.delete(key, db=tombstones)
 
+    def _count_nodes(self, txn: Txn) -> None:
+        """What the nodes refer to that anything refers to."""
+        references, contents = self._references, self._index.contents
+        nodes = {key for key in references if is_node(key)}
+        left = list(nodes)
+        while left:
+            row = txn.get(left.pop(), None, contents)
+            children = [] if row is None else split_keys(decode_content_row(row).children)
+            references.update(children)
+            found = {key for key in children if is_node(key)} - nodes
+            nodes |= found
+            left += found
+
     def _set_references(self, txn: Txn) -> None:
+        self._count_nodes(txn)
         contents = self._index.contents
         for key, data in list(txn.cursor(contents)):
             row = decode_content_row(data)
@@ -443,7 +480,7 @@ class Counting:
                 if count != row.references:
                     counted = row._replace(references=count)
                     txn.put(key, encode_content_row(counted), db=contents)
-                self.live_bytes[row.segment] += row.length
+                self.live_bytes[row.segment] += row.share
         if self._references:
             key = next(iter(self._references))
             raise CorruptionError(f"the content {key[:16].hex()} is missing from the log")

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvsage.engine import sharing
 from kvsage.engine.rebuild import holds_batches
+from kvsage.engine.references import content_rows
 from kvsage.engine.salvage import Carried, Piece, Shelf, Stretch, grouped, is_text, pieces_of
 from kvsage.engine.trust import looks_trusted
 from kvsage.errors import (
@@ -45,16 +46,16 @@ from kvsage.log.format import (
     BY_USER,
     CHECKSUM_BYTES,
     CONTENT,
-    CONTENT_KEY,
     DELETE,
     ENTRY,
     ENTRY_BYTES,
     FORMAT,
     HEADER,
     IDENTITY,
-    IS_CONTENT,
+    NODE,
     ORIGIN,
     ORIGINS,
+    PACK,
     PUT,
     RETIRE,
     BatchHeader,
@@ -73,7 +74,10 @@ from kvsage.log.format import (
     encode_header,
     encode_identity,
     place,
+    possible,
+    references_in,
     split_entries,
+    split_keys,
 )
 from kvsage.log.reader import Batch, SegmentReader
 from kvsage.log.segment import LogFile, inspect, list_files, next_segment
@@ -98,7 +102,7 @@ class Newest(NamedTuple):
 
     seq: int
     kind: int
-    content_key: bytes
+    content_keys: bytes
 
 
 class Scanned(NamedTuple):
@@ -151,7 +155,7 @@ class Repair:
         self._problems: list[Problem] = []
         self._scanned: list[Scanned] = []
         self._newest: dict[bytes, Newest] = {}
-        self._contents: set[bytes] = set()
+        self._contents: dict[bytes, bytes] = {}  # what each refers to
         self._lost: dict[bytes, int] = {}  # keys that lost their newest value: its seq
         self._buried: dict[bytes, int] = {}  # keys whose deletion was lost: its seq
         self._retires: list[Retire] = []
@@ -353,7 +357,7 @@ class Repair:
             elif entry.kind == RETIRE:
                 said = decode_retire(entry.value)
                 self._retires += [] if said is None else [said]
-            elif entry.kind in {PUT, DELETE, CONTENT}:
+            elif entry.kind in {PUT, DELETE, CONTENT, PACK, NODE} and possible(entry):
                 # What is unknown is counted on, so that a file stays sorted by seq and n.
                 n, when = self._last_n + 1 if entry.seq == self._last_seq else 0, time_ms
                 if file.is_copy:
@@ -368,14 +372,13 @@ class Repair:
     def _note(self, entry: LogEntry) -> None:
         self._kept += 1
         self._seq = max(self._seq, entry.seq)
-        if entry.kind == CONTENT:
-            self._contents.add(entry.key)
+        if entry.kind in {CONTENT, PACK, NODE}:
+            for key, row in content_rows(entry, (0, 0, ENTRY_BYTES)):
+                self._contents[key] = row.children
             return
         known = self._newest.get(entry.key)
         if known is None or known.seq <= entry.seq:
-            refers = entry.kind == PUT and entry.flags & IS_CONTENT
-            content_key = entry.value[: CONTENT_KEY.size] if refers else b""
-            self._newest[entry.key] = Newest(entry.seq, entry.kind, content_key)
+            self._newest[entry.key] = Newest(entry.seq, entry.kind, references_in(entry))
 
     def _salvage(
         self, reader: SegmentReader, file: LogFile, span: tuple[int, int], seqs: tuple[int, int]
@@ -447,16 +450,31 @@ class Repair:
 
     def _judge(self) -> None:
         """Which keys are gone: newer than anything that could be read, or without their content."""
+        whole: set[bytes] = set()
         for key, newest in self._newest.items():
-            if newest.content_key and newest.content_key not in self._contents:
+            if not self._all_there(newest.content_keys, whole):
                 self._lost[key] = max(newest.seq, self._lost.get(key, 0))
         for key, seq in list(self._lost.items()):
             known = self._newest.get(key)
-            whole = known is not None and not (
-                known.content_key and known.content_key not in self._contents
-            )
-            if known is not None and whole and known.seq >= seq:
+            if known is None or not self._all_there(known.content_keys, whole):
+                continue
+            if known.seq >= seq:
                 del self._lost[key]
+
+    def _all_there(self, content_keys: bytes, whole: set[bytes]) -> bool:
+        """Whether contents, and all that they refer to in turn, could be read."""
+        left, seen = split_keys(content_keys), set[bytes]()
+        while left:
+            key = left.pop()
+            if key in seen or key in whole:
+                continue
+            children = self._contents.get(key)
+            if children is None:
+                return False
+            seen.add(key)
+            left += split_keys(children)
+        whole |= seen
+        return True
 
     # -- writing ----------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from kvsage.engine.content import hold, release
+from kvsage.engine.references import References, content_rows
 from kvsage.errors import CorruptionError
-from kvsage.index.contents import ContentRow, encode_content_row
-from kvsage.index.keydir import ROW, content_key_in, set_deleted, set_live
+from kvsage.index.contents import encode_content_row
+from kvsage.index.keydir import ROW, content_keys_in, set_deleted, set_live
 from kvsage.index.segments import (
     LISTED,
     Meta,
@@ -29,11 +29,7 @@ from kvsage.index.segments import (
 )
 from kvsage.log.format import (
     BATCH_BYTES,
-    CONTENT,
-    CONTENT_HEAD,
-    CONTENT_KEY,
     DELETE,
-    IS_CONTENT,
     PUT,
     RETIRE,
     FileKind,
@@ -43,6 +39,7 @@ from kvsage.log.format import (
     decode_entry,
     decode_retire,
     possible,
+    references_in,
     split_entries,
 )
 from kvsage.log.reader import Batch, SegmentReader
@@ -208,16 +205,30 @@ def _apply(engine: Engine, txn: Txn, segment: int, batch: Batch) -> None:
         at = batch.offset + BATCH_BYTES + offset
         if entry is None or not possible(entry):
             raise CorruptionError("an entry does not check", segment=segment, offset=at)
+        place = (segment, at, len(framed))
         if entry.kind == RETIRE:
             retire(txn, entry.value)
             dead[segment] = dead.get(segment, 0) + len(framed)
-        elif entry.kind == CONTENT:
-            (raw_length,) = CONTENT_HEAD.unpack_from(entry.value)
-            content = ContentRow(segment, at, len(framed), entry.seq, raw_length, 0)
-            txn.put(entry.key, encode_content_row(content), db=engine.index.contents)
         elif entry.kind in {PUT, DELETE}:
-            _apply_key(engine.index, txn, entry, (segment, at, len(framed)), dead)
+            _apply_key(engine.index, txn, entry, place, dead)
+        else:
+            _apply_contents(engine.index, txn, entry, place, dead)
     add_dead(txn, dead)
+
+
+def _apply_contents(
+    index: Index, txn: Txn, entry: LogEntry, place: tuple[int, int, int], dead: dict[int, int]
+) -> None:
+    """Rows for contents, to which entries behind them will refer."""
+    for key, row in content_rows(entry, place):
+        if txn.get(key, None, index.contents) is not None:  # it came while its pack was being made
+            dead[place[0]] = dead.get(place[0], 0) + row.share
+            continue
+        if row.children:
+            references = References(index, txn)
+            references.hold(row.children)
+            references.settle(dead)
+        txn.put(key, encode_content_row(row), db=index.contents)
 
 
 def _apply_key(
@@ -225,13 +236,10 @@ def _apply_key(
 ) -> None:
     """The row of a PUT or DELETE at ``place``: file id, offset, length."""
     row = ROW.pack(*place, entry.seq, entry.expires_ms, entry.flags)
-    if entry.kind == PUT and entry.flags & IS_CONTENT:
-        reference = entry.value[: CONTENT_KEY.size]
-        if not hold(index, txn, reference):
-            raise CorruptionError("a content is missing", segment=place[0], offset=place[1])
-        row += reference
+    refers = references_in(entry)
     set_row = set_live if entry.kind == PUT else set_deleted
-    before = set_row(index, txn, entry.key, row, dead)
-    held = None if before is None else content_key_in(before)
-    if held:
-        release(index, txn, held, dead)
+    before = set_row(index, txn, entry.key, row + refers, dead)
+    references = References(index, txn)
+    references.hold(refers)
+    references.release(b"" if before is None else content_keys_in(before))
+    references.settle(dead)

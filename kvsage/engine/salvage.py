@@ -23,6 +23,8 @@ from kvsage.log.format import (
     ENTRY_BYTES,
     ENTRY_KEY_BYTES_MAX,
     MAGIC_OFFSET,
+    NODE,
+    PACK,
     PUT,
     ListedFile,
     Retire,
@@ -172,7 +174,7 @@ class Stretch(NamedTuple):
             return False
         _, seq, _, _, key_length, kind, _ = ENTRY.unpack_from(self.data, at)
         return (
-            kind in {PUT, DELETE, CONTENT}
+            kind in {PUT, DELETE, CONTENT, PACK, NODE}
             and key_length <= ENTRY_KEY_BYTES_MAX
             and self.after_seq < seq < self.before_seq
             and at + entry_length(self.data, at) <= len(self.data)
@@ -237,7 +239,7 @@ def pieces_of(stretch: Stretch) -> tuple[list[Piece], list[int]]:
 
 
 # Where key length, kind and flags of an entry stand, if it is one; a key has at most 480 bytes.
-SHAPE = re.compile(rb"(?=[\x00-\xff][\x00\x01][\x01-\x03][\x00-\x1f])", re.DOTALL)
+SHAPE = re.compile(rb"(?=[\x00-\xff][\x00\x01][\x01-\x03\x06\x07][\x00-\x1f])", re.DOTALL)
 SHAPE_AT = 28
 CORRECTED_BYTES_MAX = 16 << 10  # trying every bit costs the square of the length
 LENGTHS = range(24, 30)  # where value length and key length stand in an entry

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kvsage.engine.changes import position_at
+from kvsage.engine.assembling import Assembler, content_row
 from kvsage.engine.content import Mismatch
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
-from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import EXPIRY
-from kvsage.index.keydir import SYSTEM, Row, decode_row
-from kvsage.log.format import CONTENT_KEY, CONTENT_REF, IS_CONTENT, PUT
+from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
+from kvsage.log.format import PUT, split_keys
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
 from kvsage.types import Entry, Position, override
 
@@ -39,13 +39,11 @@ class Found(NamedTuple):
         row: the key's row.
         flags: of the entry.
         data: the serialized value.
-        stored_bytes: what entry and content take in the log.
     """
 
     row: Row
     flags: int
     data: bytes
-    stored_bytes: int
 
 
 class View:
@@ -75,29 +73,40 @@ class View:
         entry = self.engine.read_entry(key, row)
         if entry.kind != PUT or entry.flags != row.flags or entry.expires_ms != row.expires_ms:
             raise Mismatch
-        if not entry.flags & IS_CONTENT:
-            return Found(row, entry.flags, entry.value, row.length)
-        if len(entry.value) != CONTENT_REF.size:
-            raise Mismatch
-        raw, length = self.content(entry.value[: CONTENT_KEY.size])
-        return Found(row, entry.flags, raw, row.length + length)
+        return Found(row, entry.flags, self.value(entry.flags, entry.value))
 
-    def content(self, content_key: bytes) -> tuple[bytes, int]:
-        """Raw bytes of a content, and the bytes that it takes in the log.
+    def value(self, flags: int, value: bytes) -> bytes:
+        """The serialized value that the value of a PUT holds or refers to.
+
+        Raises:
+            Mismatch: some of it is not there.
+            CorruptionError: some of it cannot be decompressed.
+        """
+        return Assembler(self.engine, self.txn).value(flags, value)
+
+    def content(self, content_key: bytes) -> bytes:
+        """Raw bytes of a content.
 
         Raises:
             Mismatch: it is not there.
             CorruptionError: it cannot be decompressed.
         """
-        data = self.txn.get(content_key, None, self.engine.index.contents)
-        if data is None:
-            raise Mismatch
-        row = decode_content_row(data)
-        try:
-            raw = self.engine.raw_content(content_key, row)
-        except CorruptionError as error:
-            raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
-        return raw, row.length
+        return Assembler(self.engine, self.txn).content(content_key)
+
+    def stored_bytes(self, key: bytes, row: Row) -> int:
+        """What the entry of a key and the contents that it refers to take in the log."""
+        index = self.engine.index
+        data = self.txn.get(key, None, index.system if key[0] == SYSTEM else index.keydir)
+        total, seen = row.length, set[bytes]()
+        left = [] if data is None else split_keys(content_keys_in(data))
+        while left:
+            content_key = left.pop()
+            if content_key not in seen:
+                seen.add(content_key)
+                found = content_row(self.engine, self.txn, content_key)
+                total += found.share
+                left += split_keys(found.children)
+        return total
 
     def scan(
         self, lower: bytes, upper: bytes, *, reverse: bool = False
@@ -248,15 +257,18 @@ class EngineSnapshot(Snapshot):
 
     @override
     def entry(self, key: str) -> Entry | None:
-        found = self.find(encode_key(key))
-        if found is None:
-            return None
+        encoded = encode_key(key)
+        with self._lock:
+            found = self.find(encoded)
+            if found is None:
+                return None
+            stored_bytes = self._open().stored_bytes(encoded, found.row)
         return Entry(
             self._codec.decode(key, found.flags, found.data),
             self._engine.version(found.row.seq),
             instant(found.row.expires_ms),
             len(found.data),
-            found.stored_bytes,
+            stored_bytes,
         )
 
     @override

@@ -23,7 +23,7 @@ from kvsage.index.segments import (
     all_retired,
     all_segments,
 )
-from kvsage.log.format import FileKind
+from kvsage.log.format import FileKind, is_node
 from kvsage.types import ProcessStats, ReaderStats, SegmentStats, StoreStats
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def collect(engine: Engine) -> StoreStats:
         expired=expired,
         tombstones=tombstones,
         contents=contents.number,
+        content_nodes=contents.nodes,
         content_references=contents.references,
         content_bytes=contents.raw_bytes,
         content_stored_bytes=contents.stored_bytes,
@@ -71,6 +72,7 @@ def collect(engine: Engine) -> StoreStats:
 
 class _Contents(NamedTuple):
     number: int
+    nodes: int
     references: int
     raw_bytes: int
     stored_bytes: int
@@ -79,19 +81,23 @@ class _Contents(NamedTuple):
 
 def _contents(engine: Engine, txn: Txn) -> _Contents:
     """Sums over the contents."""
-    number = references = raw_bytes = stored_bytes = logical_bytes = 0
-    unpack = CONTENT_ROW.unpack  # without a ContentRow for each: in a third of the time
+    number = nodes = references = raw_bytes = stored_bytes = logical_bytes = 0
+    unpack = CONTENT_ROW.unpack_from  # without a ContentRow for each: in a third of the time
     try:
-        for data in txn.cursor(engine.index.contents).iternext(keys=False, values=True):
-            _, _, length, _, raw_length, held = unpack(data)
-            number += 1
+        for key, data in txn.cursor(engine.index.contents):
+            _, _, _, _, raw_length, held, _, share = unpack(data)
             references += held
-            raw_bytes += raw_length
-            stored_bytes += length
+            stored_bytes += share
             logical_bytes += raw_length * held
+            if is_node(key):
+                nodes += 1
+                logical_bytes -= raw_length  # which its children stand for, and it refers to them
+            else:
+                number += 1
+                raw_bytes += raw_length
     except StructError as error:
         raise damaged(error) from error
-    return _Contents(number, references, raw_bytes, stored_bytes, logical_bytes)
+    return _Contents(number, nodes, references, raw_bytes, stored_bytes, logical_bytes)
 
 
 def _segment(segment: int, row: SegmentRow, *, is_active: bool) -> SegmentStats:

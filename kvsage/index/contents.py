@@ -1,4 +1,8 @@
-"""Rows of the contents: where a content lies, how long it is raw, and how many keys refer to it."""
+"""Rows of the contents: where a content lies, how long it is raw, and how often it is referred to.
+
+A content is a whole value, a leaf of a tree, or a node of one. Behind the row of a node stand the
+content keys that it refers to, so that references can be counted without reading the log.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,24 @@ from typing import NamedTuple
 
 from kvsage.index.keydir import StructError, damaged
 
-CONTENT_ROW = Struct("<IIIQQQ")
-assert CONTENT_ROW.size == 36
+CONTENT_ROW = Struct("<IIIQQQII")
+assert CONTENT_ROW.size == 44
 
 
 class ContentRow(NamedTuple):
-    """One content, by its content key (hash and number)."""
+    """One content, by its content key (hash and number).
+
+    Attributes:
+        segment: id of the file where its entry lies.
+        offset: of the entry in it.
+        length: of the entry.
+        seq: of the commit that wrote it.
+        raw_length: of its bytes; of a node, of all that it stands for.
+        references: how many rows of keys and of nodes name it, counting each time.
+        start: where it stands in the raw bytes of its entry.
+        share: its part of the entry's bytes: all of them, unless the entry is a pack.
+        children: of a node, the content keys that it refers to, one behind the other.
+    """
 
     segment: int
     offset: int
@@ -20,6 +36,9 @@ class ContentRow(NamedTuple):
     seq: int
     raw_length: int
     references: int
+    start: int
+    share: int
+    children: bytes = b""
 
 
 def decode_content_row(data: bytes) -> ContentRow:
@@ -29,11 +48,11 @@ def decode_content_row(data: bytes) -> ContentRow:
         CorruptionError: a row of another length.
     """
     try:
-        return ContentRow._make(CONTENT_ROW.unpack(data))
+        return ContentRow(*CONTENT_ROW.unpack_from(data), data[CONTENT_ROW.size :])
     except StructError as error:
         raise damaged(error) from error
 
 
 def encode_content_row(row: ContentRow) -> bytes:
     """The bytes of a row."""
-    return CONTENT_ROW.pack(*row)
+    return CONTENT_ROW.pack(*row[:-1]) + row.children

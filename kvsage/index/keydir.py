@@ -2,7 +2,7 @@
 
 The same row stands in ``keydir`` (the caller's keys), ``system`` (kvsage's own, which begin with
 0xff and so are no UTF-8) and ``tombstones`` (deleted keys; ``flags`` says why). Behind the row of
-an entry that refers to a content stands the content key, so that a reference can be counted without
+an entry that refers to contents stand their content keys, so that references can be counted without
 reading the log.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 StructError = struct.error
 ROW = Struct("<IIIQQB")
 assert ROW.size == 29
-ROW_LENGTHS = (ROW.size, ROW.size + 18)  # without and with a content key
+CONTENT_KEY_BYTES = 18
 _row = ROW.unpack_from
 PLACE = Struct(
     "<II"
@@ -50,7 +50,7 @@ def decode_row(data: bytes) -> Row:
     Raises:
         CorruptionError: a row of another length.
     """
-    if len(data) not in ROW_LENGTHS:
+    if len(data) < ROW.size or (len(data) - ROW.size) % CONTENT_KEY_BYTES:
         raise damaged(StructError(f"a row of {len(data)} bytes"))
     return Row._make(_row(data))
 
@@ -60,8 +60,8 @@ def damaged(error: struct.error) -> CorruptionError:
     return CorruptionError(f"the index is damaged ({error}); repair builds it anew")
 
 
-def content_key_in(data: bytes) -> bytes:
-    """The content key in the row of an entry that refers to a content; empty in any other row."""
+def content_keys_in(data: bytes) -> bytes:
+    """The content keys in the row of an entry that refers to contents; empty in any other row."""
     return data[ROW.size :]
 
 
@@ -72,7 +72,7 @@ def set_live(index: Index, txn: Txn, key: bytes, row: bytes, dead: dict[int, int
         index: whose databases.
         txn: a write transaction.
         key: of the entry.
-        row: a packed ``Row``, and the content key where the entry refers to a content.
+        row: a packed ``Row``, and the content keys where the entry refers to contents.
         dead: where the bytes that nothing refers to any more are counted, by file id.
     """
     before = txn.replace(key, row, index.system if key[0] == SYSTEM else index.keydir)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAGIC = b"kvsindex"
 TRUST = Struct("<8sHBx4x16s36sQQQQIIQQ")
 SIZE = TRUST.size + 8
-VERSION = 2  # of INDEX and of the rows of the index
+VERSION = 3  # of INDEX and of the rows of the index
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

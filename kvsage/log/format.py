@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
 
 from kvsage.errors import CorruptionError, FormatVersionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FORMAT = 1
 
@@ -232,28 +232,33 @@ ENTRY_BYTES = 32
 ENTRY_KIND_AT = 30
 assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
 
-PUT, DELETE, CONTENT, RETIRE, ORIGINS = 1, 2, 3, 4, 5
+PUT, DELETE, CONTENT, RETIRE, ORIGINS, PACK, NODE = 1, 2, 3, 4, 5, 6, 7
 ENTRY_KEY_BYTES_MAX = 480
-KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE, ORIGINS))
+KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE, ORIGINS, PACK, NODE))
 
 # flags of a PUT: how its value is encoded, and whether it is here or stored once as content
 CODEC_MASK = 0x07
 MSGPACK, STR, BYTES, JSON, PICKLE = 0, 1, 2, 3, 4
 IS_CONTENT = 0x08
 IS_TREE = 0x10
+REFERS = IS_CONTENT | IS_TREE
 # flags of a DELETE: why
 BY_USER, EXPIRED, EVICTED = 0, 1, 2
-# flags of a CONTENT: how its bytes are stored
+# flags of a CONTENT or a PACK: how its bytes are stored
 STORED_RAW, STORED_ZSTD = 0, 1
 
 CONTENT_KEY = Struct("<16sH")  # xxh3_128 of the raw bytes, and which of those that share it
+NODE_NUMBER = 0x8000  # numbers from here on are those of nodes
 CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
 CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
+PACK_HEAD = Struct("<IQ")  # number of contents, their raw length; a table of PACKED, then the bytes
+PACKED = Struct("<18sI")  # content key, raw length
 RETIRE_HEAD = Struct("<IIQ")  # copy (0: none), its end, floor seq; the ids of the retired follow
 RETIRED_FILE = Struct("<I")
 ORIGIN = Struct("<IQ")  # which entry of its commit an entry was, and when that was, ms
 assert CONTENT_KEY.size == 18
 assert CONTENT_REF.size == 26
+assert PACKED.size == 22
 
 
 class LogEntry(NamedTuple):
@@ -269,13 +274,20 @@ class LogEntry(NamedTuple):
 
 def possible(entry: LogEntry) -> bool:
     """Whether an entry, its checksum right, is one that a store could have written."""
+    key, value = entry.key, entry.value
     if entry.kind == CONTENT:
-        return len(entry.key) == CONTENT_KEY.size and len(entry.value) >= CONTENT_HEAD.size
-    if entry.kind == PUT and entry.flags & IS_CONTENT and len(entry.value) != CONTENT_REF.size:
+        return len(key) == CONTENT_KEY.size and not is_node(key) and len(value) >= CONTENT_HEAD.size
+    if entry.kind == NODE:
+        return len(key) == CONTENT_KEY.size and is_node(key) and decode_tree(value) is not None
+    if entry.kind == PACK:
+        return decode_pack(value) is not None
+    if entry.kind == PUT and entry.flags & IS_TREE and decode_tree(value) is None:
+        return False
+    if entry.kind == PUT and entry.flags & IS_CONTENT and len(value) != CONTENT_REF.size:
         return False
     if entry.kind == RETIRE:
-        return decode_retire(entry.value) is not None
-    return 0 < len(entry.key) <= ENTRY_KEY_BYTES_MAX or entry.kind == ORIGINS
+        return decode_retire(value) is not None
+    return 0 < len(key) <= ENTRY_KEY_BYTES_MAX or entry.kind == ORIGINS
 
 
 class Retire(NamedTuple):
@@ -308,6 +320,172 @@ def decode_retire(value: bytes) -> Retire | None:
     files = tuple(segment for (segment,) in RETIRED_FILE.iter_unpack(value[RETIRE_HEAD.size :]))
     copy, end, floor_seq = RETIRE_HEAD.unpack_from(value)
     return Retire(copy, end, floor_seq, files)
+
+
+# -- trees ------------------------------------------------------------------------------------
+
+# A tree is bytes in pieces. Its root is the value of a PUT, its nodes are entries: a raw length, a
+# number of items, the items, then the bytes of those items that are literal, one behind the other.
+TREE_HEAD = Struct("<QH")
+TREE_ITEM = Struct("<18sIIB")  # content key, raw length, elements that begin in it, level
+assert TREE_ITEM.size == 27
+LITERAL = bytes(CONTENT_KEY.size)  # in place of a content key: the bytes stand here
+TREE_ITEMS_MAX = 1 << 10
+TREE_LEVELS_MAX = 64
+
+
+class TreeItem(NamedTuple):
+    """One piece of a tree.
+
+    Attributes:
+        key: content key of a leaf or a node; empty for a literal.
+        length: of the bytes that it stands for.
+        elements: of the list or mapping that is cut here, how many begin in it.
+        level: 0 for a piece, above that for a node that groups items of the level below.
+        literal: the bytes of a literal.
+    """
+
+    key: bytes
+    length: int
+    elements: int
+    level: int
+    literal: bytes
+
+
+def is_node(content_key: bytes) -> bool:
+    """Whether a content key names a node of a tree."""
+    return content_key[17] >= NODE_NUMBER >> 8
+
+
+class Item(Protocol):
+    """A ``TreeItem``, or what is on its way to be one."""
+
+    key: bytes
+    length: int
+    elements: int
+    level: int
+    literal: bytes
+
+
+def encode_tree(items: Sequence[TreeItem] | Sequence[Item]) -> bytes:
+    """The value of a PUT that is a tree, or of a NODE."""
+    head = TREE_HEAD.pack(sum([item.length for item in items]), len(items))
+    table = [
+        TREE_ITEM.pack(item.key or LITERAL, item.length, item.elements, item.level)
+        for item in items
+    ]
+    return b"".join([head, *table, *[item.literal for item in items if item.literal]])
+
+
+def decode_tree(value: bytes) -> list[TreeItem] | None:
+    """The items of a tree or a node; None where the value is none."""
+    if len(value) < TREE_HEAD.size:
+        return None
+    length, count = TREE_HEAD.unpack_from(value)
+    at = TREE_HEAD.size + TREE_ITEM.size * count
+    if not 0 < count <= TREE_ITEMS_MAX or len(value) < at:
+        return None
+    items, total = [], 0
+    for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
+        total += size
+        if not size or level >= TREE_LEVELS_MAX:
+            return None
+        if key == LITERAL:
+            items.append(TreeItem(b"", size, elements, level, value[at : at + size]))
+            at += size
+        else:
+            items.append(TreeItem(key, size, elements, level, b""))
+    return items if total == length and at == len(value) else None
+
+
+def tree_length(value: bytes) -> int:
+    """How many bytes a tree stands for."""
+    return int(TREE_HEAD.unpack_from(value)[0])
+
+
+def keys_in_tree(value: bytes) -> bytes:
+    """The content keys in a tree or a node, one behind the other.
+
+    Raises:
+        ValueError: it is none.
+    """
+    items = decode_tree(value)
+    if items is None:
+        raise ValueError("not the value of a tree")
+    return b"".join([item.key for item in items])
+
+
+def references_in(entry: LogEntry) -> bytes:
+    """The content keys that a possible PUT refers to, one behind the other; none of others."""
+    if entry.kind != PUT or not entry.flags & REFERS:
+        return b""
+    return keys_in_tree(entry.value) if entry.flags & IS_TREE else entry.value[: CONTENT_KEY.size]
+
+
+def split_keys(keys: bytes) -> list[bytes]:
+    """Content keys that stand one behind the other."""
+    size = CONTENT_KEY.size
+    return [keys[at : at + size] for at in range(0, len(keys), size)]
+
+
+class Packed(NamedTuple):
+    """One content in a pack.
+
+    Attributes:
+        key: its content key.
+        start: where it stands in the raw bytes of the pack.
+        length: how long it is.
+        share: its part of the bytes that the entry takes.
+    """
+
+    key: bytes
+    start: int
+    length: int
+    share: int
+
+
+class Pack(NamedTuple):
+    """The value of a PACK entry: contents that are compressed together.
+
+    Attributes:
+        contents: in their order.
+        length: of the raw bytes.
+        data_at: where the stored bytes begin in the value.
+    """
+
+    contents: list[Packed]
+    length: int
+    data_at: int
+
+
+def encode_pack(contents: Sequence[tuple[bytes, int]], stored: bytes) -> bytes:
+    """The value of a PACK entry.
+
+    Args:
+        contents: content key and raw length of each.
+        stored: their raw bytes, one behind the other, or a zstd frame of them.
+    """
+    head = PACK_HEAD.pack(len(contents), sum([length for _, length in contents]))
+    return b"".join([head, *[PACKED.pack(key, length) for key, length in contents], stored])
+
+
+def decode_pack(value: bytes | memoryview) -> Pack | None:
+    """What stands in the value of a PACK entry; None where it is none."""
+    if len(value) < PACK_HEAD.size:
+        return None
+    count, length = PACK_HEAD.unpack_from(value)
+    data_at = PACK_HEAD.size + PACKED.size * count
+    if not count or len(value) < data_at:
+        return None
+    contents, start, entry_bytes = [], 0, ENTRY_BYTES + len(value)
+    taken = 0
+    for key, size in PACKED.iter_unpack(value[PACK_HEAD.size : data_at]):
+        if not size or is_node(key):
+            return None
+        upto = entry_bytes * (start + size) // length if length else 0
+        contents.append(Packed(key, start, size, upto - taken))
+        start, taken = start + size, upto
+    return Pack(contents, length, data_at) if start == length else None
 
 
 def encode_entry(entry: LogEntry) -> bytes:

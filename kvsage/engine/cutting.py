@@ -1,0 +1,263 @@
+"""Where a large value is cut: between its elements, at places that its elements choose.
+
+What decides about a cut stands close to it: the hash of the element before it, or the bytes around
+it in a text. So a change anywhere moves the cuts around it, and all others stay where they are,
+whoever wrote the value before and in how many steps.
+
+- A list or a mapping is cut between elements. A run of them ends behind the first one, from a least
+  size on, whose hash is low enough for its length; so runs of long and of short elements are alike
+  in size. The header, which changes whenever an element is added, stands alone.
+- An element that is large is cut for itself, at any depth.
+- Text and bytes, and lists of very small elements, whose own places would cost more time than they
+  are worth, are cut behind a line, or a byte, that is followed by certain others.
+
+Nothing here is part of the format: a reader joins whatever pieces there are.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgpack import Unpacker
+from xxhash import xxh3_64_intdigest
+
+from kvsage.log.format import MSGPACK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LITERAL_BYTES_MAX = 64  # a shorter run is not worth an entry of its own
+SMALL_BYTES = 32  # elements below this on average are cut as bytes are
+DEPTH_MAX = 32  # deeper lists and mappings are cut as bytes are
+
+
+class Sizes(NamedTuple):
+    """How large pieces are, in bytes.
+
+    Attributes:
+        least: of a run of elements, its last one included.
+        spread: what comes on top of that, on average.
+        most: a run ends behind the element that reaches this.
+        whole: a list or mapping up to this is not cut.
+        text_least: of a piece of text.
+        text_most: a piece of text ends here.
+        text_whole: text up to this is not cut.
+        pack: contents that are written together are compressed together up to this.
+    """
+
+    least: int
+    spread: int
+    most: int
+    whole: int
+    text_least: int
+    text_most: int
+    text_whole: int
+    pack: int
+
+
+def sizes_for(content_bytes_min: int) -> Sizes:
+    """The sizes for a store that takes values from ``content_bytes_min`` on for content."""
+    small = content_bytes_min // 2
+    return Sizes(
+        least=small,
+        spread=small,
+        most=8 * small,
+        whole=4 * small,
+        text_least=4 * small,
+        text_most=16 * small,
+        text_whole=8 * small,
+        pack=64 * small,
+    )
+
+
+class Part(NamedTuple):
+    """A part of a value that is cut.
+
+    Attributes:
+        start: where it begins.
+        end: where it ends.
+        elements: of the list or mapping that it is a part of, how many begin in it.
+        is_literal: whether it is too short to be stored for itself.
+        parts: what it is cut into; None for a piece that stays whole.
+    """
+
+    start: int
+    end: int
+    elements: int
+    is_literal: bool = False
+    parts: list[Part] | None = None
+
+
+def cut(codec: int, data: bytes, sizes: Sizes) -> list[Part] | None:
+    """The parts of a serialized value, in their order; None where it stays whole."""
+    if len(data) <= sizes.whole:
+        return None
+    cutter = Cutter(data, sizes)
+    parts = cutter.value(0, len(data)) if codec == MSGPACK else cutter.text(0, len(data))
+    return None if parts is None or len(parts) == 1 else parts
+
+
+# -- MessagePack, as far as cutting needs it -----------------------------------------------------
+
+ARRAY, MAP, TEXT = 1, 2, 3
+# By first byte: what begins there and how long its header is. Numbers and the like are not here.
+HEADERS = {
+    **{byte: (MAP, 1) for byte in range(0x80, 0x90)},
+    **{byte: (ARRAY, 1) for byte in range(0x90, 0xA0)},
+    **dict(zip((0xDC, 0xDD, 0xDE, 0xDF), ((ARRAY, 3), (ARRAY, 5), (MAP, 3), (MAP, 5)), strict=True)),
+    **dict(zip((0xD9, 0xDA, 0xDB), ((TEXT, 2), (TEXT, 3), (TEXT, 5)), strict=True)),
+    **dict(zip((0xC4, 0xC5, 0xC6), ((TEXT, 2), (TEXT, 3), (TEXT, 5)), strict=True)),
+    **dict(zip((0xC7, 0xC8, 0xC9), ((TEXT, 3), (TEXT, 4), (TEXT, 6)), strict=True)),
+}
+FIXED_MAX, ARRAY_16_MAX = 15, 0xFFFF
+
+
+def array_header(count: int) -> bytes:
+    """The header of an array, as MessagePack writes it."""
+    if count <= FIXED_MAX:
+        return bytes((0x90 | count,))
+    if count <= ARRAY_16_MAX:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+def counted(data: bytes | memoryview) -> tuple[int, int, int]:
+    """What the value at the start of ``data`` is, how long its header is, and of how many elements.
+
+    The count is that of an array or mapping, and 0 for anything else.
+    """
+    kind, length = HEADERS.get(data[0], (0, 0))
+    if kind not in {ARRAY, MAP}:
+        return kind, length, 0
+    return kind, length, data[0] & 0x0F if length == 1 else int.from_bytes(data[1:length], "big")
+
+
+def is_dense(count: int, body_bytes: int) -> bool:
+    """Whether elements are too small to be looked at one by one."""
+    return body_bytes < SMALL_BYTES * count
+
+
+def ends_of(data: memoryview, count: int, *, header: int = 0, pairs: bool = False) -> list[int]:
+    """Where each of ``count`` elements ends that stand behind a header in ``data``."""
+    unpacker = Unpacker(max_buffer_size=0)
+    unpacker.feed(data[header:] if header else data)
+    skip, tell = unpacker.skip, unpacker.tell
+    if pairs:
+        ends = [skip() or skip() or tell() for _ in range(count)]
+    else:
+        ends = [skip() or tell() for _ in range(count)]
+    return [header + end for end in ends] if header else ends
+
+
+# -- cutting ------------------------------------------------------------------------------------
+
+# A line that begins with two bytes of certain quarters of all bytes: one in 16 where bytes are
+# random. Where there are no lines, a blank and three, or an e (in base64, hexadecimal and every
+# language that has it) and four.
+_QUARTERS = (
+    rb"[\x00-\x0f\x23-\x2a\x30-\x33\x41-\x44\x51-\x54\x61-\x64\x72-\x73\x80-\xa3]",
+    rb"[\x10-\x1f\x20\x2b-\x2e\x35-\x38\x45-\x48\x55-\x58\x61\x65-\x68\x6e\x75-\x76\xa4-\xc3]",
+    rb"[\x21-\x24\x39-\x3c\x49-\x4c\x59-\x5c\x69-\x6d\x6f\x79-\x7c\x00-\x0f\xc4-\xdf]",
+    rb"[\x22\x25-\x28\x32-\x35\x4d-\x50\x5d-\x60\x65\x70-\x74\x7d-\x7f\x10-\x1f\xe0-\xff]",
+)
+ANCHORS = tuple(
+    (first, re.compile(first + b"".join([b"(?=", *before, *_QUARTERS[:quarters], b")"]), re.DOTALL))
+    for first, before, quarters in ((b"\n", (rb"[ \t]*",), 3), (b" ", (), 4), (b"e", (), 4))
+)
+
+
+class Cutter:
+    """Cuts one value."""
+
+    def __init__(self, data: bytes, sizes: Sizes) -> None:
+        self._data = data
+        self._view = memoryview(data)
+        self._sizes = sizes
+
+    def value(self, start: int, end: int, depth: int = 0) -> list[Part] | None:
+        """The parts of the MessagePack value at ``start``; None where it stays whole."""
+        if end - start <= self._sizes.whole:
+            return None
+        kind, header, count = counted(self._view[start : start + 8])
+        body = start + header
+        if kind in {ARRAY, MAP} and depth < DEPTH_MAX:
+            head = Part(start, body, 0, is_literal=True)
+            if is_dense(count, end - body):
+                return [head, *self.text(body, end)]
+            ends = ends_of(self._view[body:end], count, pairs=kind == MAP)
+            return [head, *self.elements(ends, body, depth=depth, pairs=kind == MAP)]
+        if end - start <= self._sizes.text_whole:
+            return None
+        if kind == TEXT:
+            return [Part(start, body, 0, is_literal=True), *self.text(body, end)]
+        return self.text(start, end)
+
+    def elements(
+        self, ends: Sequence[int], base: int, *, depth: int = 0, pairs: bool = False
+    ) -> list[Part]:
+        """The parts of consecutive elements.
+
+        Args:
+            ends: where each one ends, counted from ``base``.
+            base: where the first one begins.
+            depth: how many lists and mappings are around them.
+            pairs: they are the pairs of a mapping.
+        """
+        least, spread, most, whole = self._sizes[:4]
+        data, count = self._data, len(ends)
+        scale = (1 << 64) // spread
+        parts: list[Part] = []
+        run = first = 0  # where the run begins, and with which element
+        at = bisect_left(ends, least)
+        while at < count:
+            start, end = ends[at - 1] if at else 0, ends[at]
+            size = end - start
+            if size > whole:
+                split = start
+                if pairs:
+                    split += ends_of(self._view[base + start : base + end], 1)[0]
+                if split > run:
+                    parts.append(self._run(base + run, base + split, at - first + pairs))
+                inside = self.value(base + split, base + end, depth + 1)
+                parts.append(Part(base + split, base + end, int(not pairs), parts=inside))
+            elif end - run >= most or (
+                xxh3_64_intdigest(data[base + start : base + end]) < size * scale
+            ):
+                parts.append(self._run(base + run, base + end, at + 1 - first))
+            else:
+                at += 1
+                continue
+            run, first = end, at + 1
+            at = bisect_left(ends, run + least, first)
+        if count and ends[-1] > run:
+            parts.append(self._run(base + run, base + ends[-1], count - first))
+        return parts
+
+    @staticmethod
+    def _run(start: int, end: int, elements: int) -> Part:
+        return Part(start, end, elements, is_literal=end - start <= LITERAL_BYTES_MAX)
+
+    def text(self, start: int, end: int) -> list[Part]:
+        """The parts of text or bytes."""
+        *_, least, most, _, _ = self._sizes
+        parts: list[Part] = []
+        while end - start > least:
+            limit = min(start + most, end)
+            split = self._anchor(start + least, limit)
+            parts.append(Part(start, split, 0))
+            start = split
+        if end > start:
+            parts.append(Part(start, end, 0))
+        return parts
+
+    def _anchor(self, start: int, end: int) -> int:
+        """Behind the first anchor; ``end`` where there is none."""
+        for first, anchor in ANCHORS:
+            # A byte is found in a hundredth of the time that a pattern takes to miss it.
+            at = self._data.find(first, start, end)
+            match = anchor.search(self._data, at, end) if at >= 0 else None
+            if match:
+                return match.end()
+        return end

@@ -1,0 +1,239 @@
+"""What an operation writes beside its own entry: contents, packs of them, and nodes of trees.
+
+It runs behind the writer gate. What was prepared before it, outside, may have changed meanwhile:
+a content that was found equal may have gone or moved, one that was not there may have come. So the
+place of each is looked up again, and bytes are compared wherever it is not the one that was seen.
+
+Entries come before those that refer to them: packs and contents, then nodes from the leaves up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_64_intdigest
+
+from kvsage.engine.assembling import EXPANDED_BYTES_MAX, node_value, raw_content
+from kvsage.engine.content import EXPANDED, NODE_VALUE, Mismatch, compress, place_of
+from kvsage.engine.references import References
+from kvsage.engine.tree import node_key
+from kvsage.errors import CorruptionError
+from kvsage.index.contents import ContentRow
+from kvsage.log.format import (
+    CHECKSUM_BYTES,
+    CONTENT,
+    CONTENT_HEAD,
+    CONTENT_KEY,
+    ENTRY_BODY,
+    ENTRY_BYTES,
+    NODE,
+    NODE_NUMBER,
+    PACK,
+    TreeItem,
+    decode_pack,
+    encode_pack,
+    encode_tree,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvsage.engine.content import Content, Place
+    from kvsage.engine.engine import Engine
+    from kvsage.engine.tree import Pack, Piece, Tree
+    from kvsage.index.env import Txn
+
+HASH_BYTES = 16
+
+
+class Placing:
+    """The contents of one operation.
+
+    Attributes:
+        references: what it changes in the counts.
+        entries: framed, in their order.
+        length: of them all.
+        raw: what is worth keeping at hand once it is committed, by place.
+    """
+
+    def __init__(
+        self, engine: Engine, txn: Txn, at: tuple[int, int, int], fresh: dict[bytes, bytes]
+    ) -> None:
+        """
+        Args:
+            engine: whose contents.
+            txn: the write transaction of the commit.
+            at: file id and offset where its first entry will stand, and seq of the commit.
+            fresh: the bytes of contents that the same batch brings, by content key; what this
+                operation adds is put there.
+        """  # noqa: D205, D212, D415
+        self._engine = engine
+        self._segment, self._offset, self._seq = at
+        self._fresh = fresh
+        self._placed: dict[int, bytes] = {}  # content keys of leaves in packs, by id of the piece
+        self._raw = memoryview(b"")
+        self.references = References(engine.index, txn)
+        self.entries: list[bytes] = []
+        self.length = 0
+        self.raw: list[tuple[Place, bytes]] = []
+
+    # -- whole values -----------------------------------------------------------------------
+
+    def content(self, content: Content) -> bytes:
+        """The content key of a whole value, which is written where it is new."""
+        key, row = self.find(content.hash, content.raw, content.equal_to)
+        if row is None:
+            flags, stored = content.flags, content.stored
+            if flags is None:  # the one that it was found equal to has gone meanwhile
+                flags, stored = self._compress(content.raw)
+            self._add_content(key, content.raw, flags, stored)
+        self.references.hold(key)
+        return key
+
+    def find(
+        self, digest: bytes, raw: bytes | memoryview, equal_to: Place | None
+    ) -> tuple[bytes, ContentRow | None]:
+        """The content key that some bytes have, with its row; or the one that they would get."""
+        number = 0
+        while True:
+            key = CONTENT_KEY.pack(digest, number)
+            row = self.references.row(key)
+            if row is None or self._is_same(key, row, raw, equal_to):
+                return key, row
+            number += 1
+
+    def _is_same(
+        self, key: bytes, row: ContentRow, raw: bytes | memoryview, equal_to: Place | None
+    ) -> bool:
+        """Whether the bytes are equal, whatever their hashes say."""
+        if row.raw_length != len(raw):
+            return False
+        if equal_to is not None and equal_to == place_of(row):
+            return True
+        fresh = self._fresh.get(key)
+        try:
+            return (raw_content(self._engine, key, row) if fresh is None else fresh) == raw
+        except (Mismatch, CorruptionError):
+            return False  # what is damaged is equal to nothing
+
+    def _compress(self, raw: bytes | memoryview) -> tuple[int, bytes]:
+        return compress(bytes(raw), self._engine.options.compression_level)
+
+    def _add_content(
+        self, key: bytes, raw: bytes | memoryview, flags: int, stored: bytes
+    ) -> None:
+        place = self._frame(CONTENT, flags, key, CONTENT_HEAD.pack(len(raw)) + stored)
+        self._add(key, ContentRow(*place, self._seq, len(raw), 0, 0, place[2]), raw)
+
+    def _add(self, key: bytes, row: ContentRow, raw: bytes | memoryview) -> None:
+        self.references.add(key, row)
+        self._fresh[key] = raw = bytes(raw)
+        self.raw.append((place_of(row), raw))
+
+    def _frame(self, kind: int, flags: int, key: bytes, value: bytes) -> tuple[int, int, int]:
+        """One entry more; its file id, offset and length."""
+        rest = ENTRY_BODY.pack(self._seq, 0, len(value), len(key), kind, flags) + key + value
+        framed = xxh3_64_intdigest(rest).to_bytes(CHECKSUM_BYTES, "little") + rest
+        offset = self._offset + self.length
+        self.entries.append(framed)
+        self.length += len(framed)
+        return self._segment, offset, len(framed)
+
+    # -- trees ------------------------------------------------------------------------------
+
+    def tree(self, tree: Tree) -> tuple[bytes, bytes]:
+        """The value of a PUT that is a tree, and the content keys that it refers to."""
+        self._raw = tree.raw
+        for pack in tree.packs:
+            self._pack(pack)
+        value, keys = self._encode(tree.pieces)
+        self.references.hold(keys)
+        return value, keys
+
+    def _encode(self, pieces: Sequence[Piece]) -> tuple[bytes, bytes]:
+        """The items of a node or root, and the content keys in them."""
+        items = [
+            TreeItem(
+                b"" if piece.literal else self._key(piece),
+                piece.length,
+                piece.elements,
+                piece.level,
+                piece.literal,
+            )
+            for piece in pieces
+        ]
+        return encode_tree(items), b"".join([item.key for item in items])
+
+    def _key(self, piece: Piece) -> bytes:
+        """The content key of a leaf or node, which is written where it is new."""
+        key = self._placed.get(id(piece))
+        if key is not None:
+            return key
+        if not piece.is_new:
+            return piece.key
+        if piece.place is not None:
+            row = self.references.row(piece.key)
+            if row is not None and place_of(row) == piece.place:
+                return piece.key
+        if piece.pieces is not None:
+            return self._node(piece)
+        raw = self._raw_of(piece)
+        key, row = self.find(piece.key[:HASH_BYTES], raw, None)
+        if row is None:
+            self._add_content(key, raw, *self._compress(raw))
+        return key
+
+    def _raw_of(self, piece: Piece) -> memoryview:
+        return self._raw[piece.start : piece.start + piece.length]
+
+    def _node(self, piece: Piece) -> bytes:
+        assert piece.pieces is not None
+        value, children = self._encode(piece.pieces)
+        digest, number = node_key(value)[:HASH_BYTES], NODE_NUMBER
+        while True:
+            key = CONTENT_KEY.pack(digest, number)
+            row = self.references.row(key)
+            if row is None:
+                place = self._frame(NODE, 0, key, value)
+                counts = (self._seq, piece.length, 0, 0, place[2])
+                self.references.add(key, ContentRow(*place, *counts, children))
+                self._fresh[key] = value
+                self.raw.append(((*place[:2], NODE_VALUE), value))
+                if piece.start >= 0 and piece.length <= EXPANDED_BYTES_MAX:
+                    self.raw.append(((*place[:2], EXPANDED), bytes(self._raw_of(piece))))
+                return key
+            if self._is_same_node(key, row, value):
+                return key
+            number += 1
+
+    def _is_same_node(self, key: bytes, row: ContentRow, value: bytes) -> bool:
+        fresh = self._fresh.get(key)
+        try:
+            return (node_value(self._engine, key, row) if fresh is None else fresh) == value
+        except (Mismatch, CorruptionError):
+            return False
+
+    def _pack(self, pack: Pack) -> None:
+        """Leaves that nobody had when they were compressed."""
+        found = []
+        for leaf in pack.leaves:
+            raw = self._raw_of(leaf)
+            key, row = self.find(leaf.key[:HASH_BYTES], raw, None)
+            self._placed[id(leaf)] = key
+            found.append((leaf, key, raw, row))
+        if all(row is not None for *_, row in found):
+            return  # all of them have come meanwhile
+        if len(found) == 1:
+            (_, key, raw, _), = found
+            self._add_content(key, raw, pack.flags, pack.stored)
+            return
+        value = encode_pack([(key, leaf.length) for leaf, key, _, _ in found], pack.stored)
+        place = self._frame(PACK, pack.flags, b"", value)
+        said = decode_pack(value)
+        assert said is not None
+        for (leaf, key, raw, row), packed in zip(found, said.contents, strict=True):
+            if row is None:
+                counts = (self._seq, leaf.length, 0, packed.start, packed.share)
+                self._add(key, ContentRow(*place, *counts), raw)
+            else:
+                self.references.waste(place[0], packed.share)

@@ -1,0 +1,179 @@
+"""The shape of a tree: pieces of a value, grouped so that its root stays small.
+
+Pieces are leaves (contents), literals (a few bytes that stand in the node itself) and nodes. What a
+list or a mapping is cut into is grouped into nodes, those into nodes again, until few are left. A
+group ends, from a least number on, behind a piece whose hash says so: like the cuts themselves, the
+groups are chosen by what is in them, so a change anywhere changes one node on each level.
+
+Each list or mapping that is cut has a tree of its own. Its header stands in its topmost items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
+
+from kvsage.log.format import NODE_NUMBER, encode_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kvsage.engine.cutting import Part
+    from kvsage.log.format import TreeItem
+
+TOP_MAX = 24  # of the items of a root, beside its header
+GROUP_LEAST = 8
+GROUP_MOST = 32
+GROUP_MASK = 0x07  # one piece in eight ends a group
+NODE_SEED = 1  # so that a node is never mistaken for a leaf of the same bytes
+
+_LEAF_NUMBER = bytes(2)
+_NODE_NUMBER = NODE_NUMBER.to_bytes(2, "little")
+
+
+class Piece:
+    """A part of a tree, on its way into a commit.
+
+    Attributes:
+        key: its content key; of what may be new, the one that it has if no other content shares its
+            hash. Empty for a literal.
+        length: bytes that it stands for.
+        elements: as ``TreeItem``.
+        level: as ``TreeItem``.
+        literal: the bytes of a literal.
+        start: where those bytes begin in what was cut; -1 where they are not in it.
+        pieces: what a node that may be new holds.
+        mark: by which groups are cut.
+        place: where a content lies that was found equal: file id, offset and start. None where none
+            was, or where nobody looked.
+    """
+
+    __slots__ = (
+        "elements",
+        "key",
+        "length",
+        "level",
+        "literal",
+        "mark",
+        "pieces",
+        "place",
+        "start",
+    )
+
+    def __init__(  # noqa: PLR0913, PLR0917  # one for each field that callers set
+        self,
+        key: bytes,
+        length: int,
+        elements: int,
+        level: int = 0,
+        literal: bytes = b"",
+        start: int = -1,
+        pieces: list[Piece] | None = None,
+    ) -> None:
+        self.key = key
+        self.length = length
+        self.elements = elements
+        self.level = level
+        self.literal = literal
+        self.start = start
+        self.pieces = pieces
+        self.mark = key[0] if key else xxh3_64_intdigest(literal)
+        self.place: tuple[int, int, int] | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether what it stands for is at hand, so that it can be stored."""
+        return self.pieces is not None or (self.start >= 0 and not self.literal)
+
+
+class Pack(NamedTuple):
+    """Leaves that are compressed together.
+
+    Attributes:
+        leaves: in their order.
+        flags: how they are stored.
+        stored: what is stored.
+    """
+
+    leaves: list[Piece]
+    flags: int
+    stored: bytes
+
+
+class Tree(NamedTuple):
+    """A value that is stored as a tree, on its way into a commit.
+
+    Attributes:
+        pieces: the items of its root.
+        raw: what was cut into those that are new.
+        packs: the leaves that nobody had, compressed.
+        length: bytes of the value.
+        room: what its entries take in the log, about.
+    """
+
+    pieces: list[Piece]
+    raw: memoryview
+    packs: list[Pack]
+    length: int
+    room: int
+
+
+def node_key(value: bytes) -> bytes:
+    """The content key of a node, if no other one shares its hash."""
+    return xxh3_128_digest(value, NODE_SEED) + _NODE_NUMBER
+
+
+def node_of(pieces: list[Piece], elements: int, level: int, start: int) -> Piece:
+    """A node over pieces, with the content key that theirs give it."""
+    length = sum([piece.length for piece in pieces])
+    return Piece(node_key(encode_tree(pieces)), length, elements, level, b"", start, pieces)
+
+
+def pieces_of(raw: memoryview, parts: Iterable[Part]) -> list[Piece]:
+    """The pieces of what was cut, each large element a node of its own."""
+    pieces = []
+    for start, end, elements, is_literal, inside in parts:
+        if is_literal:
+            piece = Piece(b"", end - start, elements, 0, bytes(raw[start:end]), start)
+        elif inside is None:
+            key = xxh3_128_digest(raw[start:end]) + _LEAF_NUMBER
+            piece = Piece(key, end - start, elements, 0, b"", start)
+        else:
+            piece = node_of(topmost(pieces_of(raw, inside)), elements, 0, start)
+        pieces.append(piece)
+    return pieces
+
+
+def topmost(pieces: list[Piece]) -> list[Piece]:
+    """The topmost items over pieces: their header, and at most ``TOP_MAX`` others."""
+    head = pieces[:1] if pieces[0].literal else []
+    rest = pieces[len(head) :]
+    while len(rest) > TOP_MAX:
+        rest = group(rest)
+    return head + rest
+
+
+def group(pieces: Sequence[Piece]) -> list[Piece]:
+    """One level more: nodes over consecutive pieces of one level."""
+    nodes: list[Piece] = []
+    first = 0
+    for at, piece in enumerate(pieces, 1):
+        size = at - first
+        if size >= GROUP_LEAST and (not piece.mark & GROUP_MASK or size >= GROUP_MOST):
+            nodes.append(_node_over(pieces[first:at]))
+            first = at
+    if first < len(pieces):
+        nodes.append(_node_over(pieces[first:]))
+    return nodes
+
+
+def _node_over(pieces: Sequence[Piece]) -> Piece:
+    elements = sum([piece.elements for piece in pieces])
+    # Of a tree that grows the first pieces may be there already, and the last ones are new.
+    return node_of(list(pieces), elements, pieces[0].level + 1, pieces[0].start)
+
+
+def held(items: Iterable[TreeItem]) -> list[Piece]:
+    """Pieces of a tree that is there."""
+    return [Piece(*item) for item in items]
