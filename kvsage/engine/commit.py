@@ -29,6 +29,7 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.content import Content, Mismatch
 from kvsage.engine.group import Group
+from kvsage.engine.growing import Growth
 from kvsage.engine.placing import Placing
 from kvsage.engine.references import release
 from kvsage.engine.rotation import adopt, begin_segment, retire
@@ -116,7 +117,7 @@ class Operation(NamedTuple):
         flags: of the entry.
         expires_ms: when it expires, or 0.
         value: the value's bytes; empty for a DELETE, and where ``content`` holds it.
-        content: the value, where it is stored once by hash.
+        content: the value, where it is stored once by hash, or what is added to it.
         require: one of the constants above, or the seq of the entry that must be there.
     """
 
@@ -125,7 +126,7 @@ class Operation(NamedTuple):
     flags: int
     expires_ms: int = 0
     value: bytes = b""
-    content: Content | Tree | None = None
+    content: Content | Tree | Growth | None = None
     require: int = ANYTHING
 
 
@@ -474,6 +475,8 @@ class Committer:
             if require and not self._holds(txn, key, require):
                 results.append(False)
                 continue
+            if isinstance(content, Growth):
+                flags, expires_ms, value, content = content.on(engine, txn, key)
             refers = b""
             placing = None
             touches = kind == TOUCH

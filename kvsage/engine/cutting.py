@@ -111,6 +111,9 @@ HEADERS = {
     **dict(zip((0xC4, 0xC5, 0xC6), ((TEXT, 2), (TEXT, 3), (TEXT, 5)), strict=True)),
     **dict(zip((0xC7, 0xC8, 0xC9), ((TEXT, 3), (TEXT, 4), (TEXT, 6)), strict=True)),
 }
+# What a tuple or a registered object begins with: an array, and in it one of these.
+HEADS = (b"\xc7\x00\x08", b"\xc7\x00\x09")
+HEAD_BYTES = 3
 FIXED_MAX, ARRAY_16_MAX = 15, 0xFFFF
 
 
@@ -132,6 +135,11 @@ def counted(data: bytes | memoryview) -> tuple[int, int, int]:
     if kind not in {ARRAY, MAP}:
         return kind, length, 0
     return kind, length, data[0] & 0x0F if length == 1 else int.from_bytes(data[1:length], "big")
+
+
+def is_headed(data: bytes | memoryview, at: int) -> bool:
+    """Whether the elements of an array are behind a head that makes something else of it."""
+    return data[at : at + HEAD_BYTES] in HEADS
 
 
 def is_dense(count: int, body_bytes: int) -> bool:
@@ -182,6 +190,8 @@ class Cutter:
             return None
         kind, header, count = counted(self._view[start : start + 8])
         body = start + header
+        if kind == ARRAY and is_headed(self._data, body):
+            body, count = body + HEAD_BYTES, count - 1
         if kind in {ARRAY, MAP} and depth < DEPTH_MAX:
             head = Part(start, body, 0, is_literal=True)
             if is_dense(count, end - body):

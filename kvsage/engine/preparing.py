@@ -10,12 +10,13 @@ from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
 from kvsage.engine.assembling import EXPANDED_BYTES_MAX, Assembler, raw_content
 from kvsage.engine.content import Content, Mismatch, compress, content_hash, place_of
 from kvsage.engine.cutting import cut, sizes_for
+from kvsage.engine.growing import Growth
 from kvsage.engine.tree import Pack, Tree, pieces_of, topmost
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
-from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, ENTRY_BYTES, PACKED, PUT
+from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, ENTRY_BYTES, MSGPACK, PACKED, PUT
 from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
@@ -46,7 +47,7 @@ class Preparer:
         if bytes_max is not None and bytes_max < self.codec.value_bytes_max:
             self.codec.value_bytes_max = bytes_max  # more could not stay for a moment
         self.content_bytes_min = options.content_bytes_min
-        self._sizes = sizes_for(options.content_bytes_min)
+        self.sizes = sizes_for(options.content_bytes_min)
         self._level = options.compression_level
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)
@@ -99,6 +100,12 @@ class Preparer:
                 operations.append(self.put(encoded, flags, data, expires_ms, ANYTHING))
         return operations
 
+    def extend(self, key: str, items: Iterable[Any]) -> tuple[Growth, Operation]:
+        """The operation that adds items to the end of a list, and where its length will be told."""
+        encoded = encode_key(key)
+        growth = Growth(self, [self.codec.packed(key, item) for item in items])
+        return growth, Operation(encoded, PUT, MSGPACK, content=growth)
+
     @staticmethod
     def delete(encoded: bytes) -> Operation:
         """The operation that removes a key at its user's wish, if it is there."""
@@ -111,7 +118,7 @@ class Preparer:
 
     def large(self, codec: int, data: bytes) -> Content | Tree:
         """A serialized value that is stored as content: whole, or as a tree where it can be cut."""
-        parts = cut(codec, data, self._sizes)
+        parts = cut(codec, data, self.sizes)
         return self.content(data) if parts is None else self._tree(data, parts)
 
     def content(self, raw: bytes) -> Content:
@@ -142,7 +149,7 @@ class Preparer:
         leaves: list[Piece] = []
         size = 0
         for leaf in missing:
-            if leaves and size + leaf.length > self._sizes.pack:
+            if leaves and size + leaf.length > self.sizes.pack:
                 packs.append(self._pack(leaves, raw))
                 leaves, size = [], 0
             leaves.append(leaf)

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kvsage.engine.changes import position_at
-from kvsage.engine.assembling import Assembler, content_row
+from kvsage.engine.assembling import Assembler, content_row, items_of
 from kvsage.engine.content import Mismatch
+from kvsage.engine.growing import part_of
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import EXPIRY
 from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
-from kvsage.log.format import PUT, split_keys
+from kvsage.log.format import IS_TREE, MSGPACK, PUT, split_keys
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
 from kvsage.types import Entry, Position, override
 
@@ -74,6 +75,20 @@ class View:
         if entry.kind != PUT or entry.flags != row.flags or entry.expires_ms != row.expires_ms:
             raise Mismatch
         return Found(row, entry.flags, self.value(entry.flags, entry.value))
+
+    def part(self, key: bytes, row: Row, start: int, stop: int | None) -> bytes | None:
+        """A slice of a list that is a tree, as MessagePack; None where all of it must be read.
+
+        Raises:
+            Mismatch: some of it is not there.
+            CorruptionError: some of it cannot be decompressed.
+        """
+        if row.flags & ~IS_TREE != MSGPACK or not row.flags & IS_TREE:
+            return None
+        entry = self.engine.read_entry(key, row)
+        if entry.kind != PUT or entry.flags != row.flags:
+            raise Mismatch
+        return part_of(Assembler(self.engine, self.txn), items_of(entry.value), start, stop)
 
     def value(self, flags: int, value: bytes) -> bytes:
         """The serialized value that the value of a PUT holds or refers to.
@@ -250,6 +265,25 @@ class EngineSnapshot(Snapshot):
     def load(self, key: str, default: Any = None) -> Any:
         found = self.find(encode_key(key))
         return default if found is None else self._codec.decode(key, found.flags, found.data)
+
+    @override
+    def load_range(self, key: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        encoded = encode_key(key)
+        with self._lock:
+            view = self._open()
+            row = None
+            try:
+                row = view.row(encoded)
+                part = None if row is None else view.part(encoded, row, start, stop)
+            except Mismatch as error:
+                raise corruption(encoded, row, error) from error
+            except LmdbError as error:
+                raise self._ended(error) from error
+        if part is None:
+            return super().load_range(key, start, stop)
+        if self._engine.reads is not None:
+            self._engine.reads.mark(encoded)
+        return list(self._codec.decode(key, MSGPACK, part))
 
     @override
     def exists(self, key: str) -> bool:

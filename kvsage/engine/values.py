@@ -50,6 +50,17 @@ class Codec:
             )
         return codec, data
 
+    def packed(self, key: str, item: Any) -> bytes:
+        """An item of a list, as it stands in it.
+
+        Raises:
+            SerializationError: naming the key.
+        """
+        try:
+            return pack(item)
+        except SerializationError as error:
+            raise SerializationError(f"an item for {key!r} cannot be stored: {error}") from error
+
     def decode(self, key: str, flags: int, data: bytes) -> Any:
         """The value.
 

@@ -283,6 +283,19 @@ class LMDBStore(TransactionalStore):
         return engine.committer.one(self._touching(key, ttl), full=self._full)
 
     @override
+    def append(self, key: str, item: Any) -> int:
+        return self.extend(key, (item,))
+
+    @override
+    def extend(self, key: str, items: Iterable[Any]) -> int:
+        if self.options.format == "pickle":
+            return super().extend(key, items)
+        engine = self._writing()
+        growth, operation = self._preparer.extend(key, items)
+        engine.committer.one(operation, full=self._full)
+        return growth.length
+
+    @override
     def save_many(self, mapping: Mapping[str, Any], ttl: TTL | None = None) -> int:
         engine, preparer = self._writing(len(mapping)), self._preparer
         expires_ms = preparer.expires_ms(next(iter(mapping), ""), ttl)

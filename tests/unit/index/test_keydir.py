@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kvsage.index.env import Index
 from kvsage.index.expiry import expiry_key
-from kvsage.index.keydir import ROW, Row, content_key_in, decode_row, set_deleted, set_live
+from kvsage.index.keydir import ROW, Row, content_keys_in, decode_row, set_deleted, set_live
 
 CONTENT_KEY = bytes(range(18))
 KEYS = [b"a", b"b", b"key" * 100, b"\xffsystem"]
@@ -43,10 +43,10 @@ def test_a_row_that_refers_to_a_content_names_it(index, txn):
     set_live(index, txn, b"a", row, {})
     assert txn.get(b"a", db=index.keydir) == row
     assert decode_row(row) == Row(1, 200, 50, 7, 0, 8)
-    assert content_key_in(row) == CONTENT_KEY
+    assert content_keys_in(row) == CONTENT_KEY
     plain = packed(1, 300, 40, 8, 0, 1)
     assert set_live(index, txn, b"a", plain, {}) == row
-    assert content_key_in(plain) == b""
+    assert content_keys_in(plain) == b""
     set_live(index, txn, b"a", row, {})
     assert set_deleted(index, txn, b"a", packed(1, 400, 30, 9, 0, 0), {}) == row
 
