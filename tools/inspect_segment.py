@@ -6,17 +6,19 @@
 
 It imports nothing of kvsage, so that the format has a second reader, which cannot share a mistake
 with the first. It only reads, takes no lock and looks at no index: of a store that is in use it
-shows what has reached the file.
+shows what has reached the file. Of a whole store it also puts together what each key holds by its
+newest entry, from contents, packs and nodes.
 
 Exit codes: 0 all of it checks (a torn tail does too), 1 something is damaged, 2 usage.
 """
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import msgpack
 import zstandard
@@ -29,6 +31,12 @@ TIMELINE = Struct("<QQ")
 BATCH = Struct("<QIIIIQQQQ")
 ENTRY = Struct("<QQQIHBB")
 END = Struct("<QIIIIQQ")
+CONTENT_KEY = Struct("<16sH")
+CONTENT_HEAD = Struct("<Q")
+TREE_HEAD = Struct("<QH")
+TREE_ITEM = Struct("<18sIIB")
+PACK_HEAD = Struct("<IQ")
+PACKED = Struct("<18sI")
 RETIRE_HEAD = Struct("<IIQ")
 RETIRED_FILE = Struct("<I")
 ORIGIN = Struct("<IQ")
@@ -41,15 +49,30 @@ HEADER_NAMES = (
 BATCH_NAMES = "checksum, magic, entries, body bytes, zero, seq, flushed seq, committed ms, chain"
 ENTRY_NAMES = "checksum, seq, expires ms, value bytes, key bytes, kind, flags"
 END_NAMES = "checksum, magic, segment, offset, zero, seq, chain"
+ITEM_NAMES = "content key, bytes, elements, level"
 
 BATCH_MAGIC, END_MAGIC = b"BVK1", b"END1"
 BODY_MAX = 1 << 30
 FILE_KINDS = {1: "segment", 2: "copy"}
-COPY, RETIRE, ORIGINS = 2, 4, 5
-KINDS = {1: "PUT", 2: "DELETE", 3: "CONTENT", 4: "RETIRE", 5: "ORIGINS"}
+COPY = 2
+PUT, DELETE, CONTENT, RETIRE, ORIGINS, PACK, NODE = range(1, 8)
+KINDS = {
+    PUT: "PUT",
+    DELETE: "DELETE",
+    CONTENT: "CONTENT",
+    RETIRE: "RETIRE",
+    ORIGINS: "ORIGINS",
+    PACK: "PACK",
+    NODE: "NODE",
+}
 CODECS = {0: "msgpack", 1: "str", 2: "bytes", 3: "json", 4: "pickle"}
 REASONS = {0: "by the user", 1: "expired", 2: "evicted"}
 STORED = {0: "raw", 1: "zstd"}
+IS_CONTENT, IS_TREE = 8, 16
+NODE_NUMBER, NODE_SEED = 0x8000, 1
+LITERAL = bytes(18)
+ITEMS_MAX, LEVELS_MAX, DEPTH_MAX = 1024, 64, 400
+VALUE_MAX = (1 << 30) - (1 << 20)
 SHOWN_MAX = 60
 
 
@@ -165,6 +188,7 @@ class LogFile:
         self.retired: list[tuple[int, int, tuple[int, ...]]] = []  # copy, its end, retired files
         self.kind = self.segment = self.seq = self.chain = self.tail = 0
         self.salt = 0
+        self.held = Held()
 
     def read(self, end: int | None = None) -> None:
         """Read all of it.
@@ -320,8 +344,45 @@ class LogFile:
             self.report.fields(value, at + split, RETIRE_HEAD, "copy, end, floor seq")
             behind = at + split + RETIRE_HEAD.size
             self.many(behind, value[RETIRE_HEAD.size :], RETIRED_FILE, "retired file")
+        elif kind == NODE or (kind == PUT and flags & IS_TREE):
+            self.tree(at + split, value)
+        elif kind == PACK:
+            self.pack(at + split, value)
         elif value:
             self.report.piece(at + split, value, "value")
+        self.held.take(kind, seq, flags, key, value)
+
+    def tree(self, at: int, value: bytes) -> None:
+        """The items of a root or a node, and the bytes of those that are literal."""
+        report, items = self.report, items_of(at, value)
+        report.fields(value[: TREE_HEAD.size], at, TREE_HEAD, "bytes, items")
+        here, literals = at + TREE_HEAD.size, []
+        for key, length, elements, level, literal in items:
+            report.line(
+                f"    {item_name(key)} of {length} bytes"
+                + (f", {elements} {'element' if elements == 1 else 'elements'}" if elements else "")
+                + (f", level {level}" if level else "")
+                + (f" = {short(literal)}" if literal else "")
+            )
+            packed = TREE_ITEM.pack(key, length, elements, level)
+            report.fields(packed, here, TREE_ITEM, ITEM_NAMES)
+            here += TREE_ITEM.size
+            literals.append(literal)
+        for literal in filter(None, literals):
+            report.piece(here, literal, "literal")
+            here += len(literal)
+
+    def pack(self, at: int, value: bytes) -> None:
+        """The contents of a pack, and how much of the entry counts for each."""
+        report, contents = self.report, packed_in(at, value)
+        report.fields(value[: PACK_HEAD.size], at, PACK_HEAD, "contents, bytes")
+        here = at + PACK_HEAD.size
+        for key, start, length in contents:
+            share = share_of(value, start, length)
+            report.line(f"    {content_name(key)} of {length} bytes at {start}, share {share}")
+            report.fields(PACKED.pack(key, length), here, PACKED, "content key, bytes")
+            here += PACKED.size
+        report.piece(here, value[here - at :], "stored")
 
     def many(self, at: int, data: bytes, struct: Struct, names: str) -> None:
         """The same fixed part again and again."""
@@ -395,12 +456,16 @@ def describe_put(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, st
     codec = CODECS.get(flags & 7)
     if codec is None:
         raise Damage(at, f"codec {flags & 7}")
-    if not flags & 8:
+    if flags & IS_TREE:
+        items = items_of(at, value)
+        length = sum(item[1] for item in items)
+        return name, f", {codec}", f" = tree of {length} bytes in {counted(items)}"
+    if not flags & IS_CONTENT:
         return name, f", {codec}", f" = {short(decoded(at, codec, value))}"
-    if len(value) != 26:  # noqa: PLR2004  # hash, number, raw length
+    if len(value) != CONTENT_KEY.size + CONTENT_HEAD.size:
         raise Damage(at, "a reference of another length")
-    number, raw = int.from_bytes(value[16:18], "little"), int.from_bytes(value[18:], "little")
-    return name, f", {codec}", f" = content {value[:16].hex()}-{number} of {raw} bytes"
+    (raw,) = CONTENT_HEAD.unpack_from(value, CONTENT_KEY.size)
+    return name, f", {codec}", f" = {content_name(value)} of {raw} bytes"
 
 
 def decoded(at: int, codec: str, value: bytes) -> object:
@@ -424,10 +489,26 @@ def describe_delete(at: int, key: bytes, value: bytes, flags: int) -> tuple[str,
 
 def describe_content(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
     """Bytes that are stored once."""
-    if len(key) != 18 or len(value) < 8 or flags not in STORED:  # noqa: PLR2004  # hash and number
+    if len(key) != CONTENT_KEY.size or is_node(key) or len(value) < CONTENT_HEAD.size:
         raise Damage(at, "a content of another shape")
-    raw_length, stored = int.from_bytes(value[:8], "little"), value[8:]
+    raw, stored = raw_content(at, flags, value), len(value) - CONTENT_HEAD.size
+    if xxh3_128_digest(raw) != key[:16]:
+        raise Damage(at, "a content is not what its key says")
+    how = f", {len(raw)} bytes stored {STORED[flags]} in {stored}"
+    return content_name(key), how, ""
+
+
+def raw_content(at: int, flags: int, value: bytes) -> bytes:
+    """The bytes that the value of a CONTENT holds."""
+    (raw_length,) = CONTENT_HEAD.unpack_from(value)
+    return unpacked(at, flags, value[CONTENT_HEAD.size :], raw_length)
+
+
+def unpacked(at: int, flags: int, stored: bytes, raw_length: int) -> bytes:
+    """The raw bytes of a content or a pack."""
     raw = stored
+    if flags not in STORED or raw_length > VALUE_MAX:
+        raise Damage(at, "a content of another shape")
     if flags == 1:
         try:
             if zstandard.frame_content_size(stored) != raw_length:
@@ -435,10 +516,199 @@ def describe_content(at: int, key: bytes, value: bytes, flags: int) -> tuple[str
             raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(stored)
         except zstandard.ZstdError as error:
             raise Damage(at, f"a content's frame: {error}") from None
-    if len(raw) != raw_length or xxh3_128_digest(raw) != key[:16]:
-        raise Damage(at, "a content is not what its key says")
-    name = f"content {key[:16].hex()}-{int.from_bytes(key[16:], 'little')}"
-    return name, f", {raw_length} bytes stored {STORED[flags]} in {len(stored)}", ""
+    if len(raw) != raw_length:
+        raise Damage(at, "a content is not as long as it says")
+    return raw
+
+
+def is_node(key: bytes) -> bool:
+    """Whether a content key names a node."""
+    return CONTENT_KEY.unpack_from(key)[1] >= NODE_NUMBER
+
+
+def content_name(key: bytes) -> str:
+    """A content key as it is shown; a node is counted from 0 too."""
+    digest, number = CONTENT_KEY.unpack_from(key)
+    if number >= NODE_NUMBER:
+        return f"node {digest.hex()}-{number - NODE_NUMBER}"
+    return f"content {digest.hex()}-{number}"
+
+
+# -- trees and packs ----------------------------------------------------------------------------
+
+Item = tuple[bytes, int, int, int, bytes]  # content key, bytes, elements, level, literal bytes
+
+
+def items_of(at: int, value: bytes) -> list[Item]:
+    """The items of a root or a node."""
+    if len(value) < TREE_HEAD.size:
+        raise Damage(at, "a tree is too short")
+    length, count = TREE_HEAD.unpack_from(value)
+    literals = TREE_HEAD.size + TREE_ITEM.size * count
+    if not 0 < count <= ITEMS_MAX or len(value) < literals:
+        raise Damage(at, f"a tree of {count} items")
+    items: list[Item] = []
+    for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : literals]):
+        if not size or level >= LEVELS_MAX:
+            raise Damage(at, "an item of a tree that cannot be")
+        literal = b""
+        if key == LITERAL:
+            literal = value[literals : literals + size]
+            literals += size
+        items.append((key, size, elements, level, literal))
+    if literals != len(value) or sum(item[1] for item in items) != length:
+        raise Damage(at, "the items of a tree do not fill it")
+    return items
+
+
+def item_name(key: bytes) -> str:
+    """What an item is."""
+    return "literal" if key == LITERAL else content_name(key)
+
+
+def counted(items: list[Item]) -> str:
+    """How many there are."""
+    return f"{len(items)} {'item' if len(items) == 1 else 'items'}"
+
+
+def packed_in(at: int, value: bytes) -> list[tuple[bytes, int, int]]:
+    """Content key, start and length of each content of a pack."""
+    if len(value) < PACK_HEAD.size:
+        raise Damage(at, "a pack is too short")
+    count, length = PACK_HEAD.unpack_from(value)
+    stored_at = PACK_HEAD.size + PACKED.size * count
+    if not count or len(value) < stored_at:
+        raise Damage(at, f"a pack of {count} contents")
+    contents, start = [], 0
+    for key, size in PACKED.iter_unpack(value[PACK_HEAD.size : stored_at]):
+        if not size or is_node(key):
+            raise Damage(at, "a content in a pack that cannot be")
+        contents.append((key, start, size))
+        start += size
+    if start != length:
+        raise Damage(at, "the contents of a pack do not fill it")
+    return contents
+
+
+def share_of(value: bytes, start: int, length: int) -> int:
+    """What counts of a pack's entry for the content that begins at ``start``."""
+    whole, (_, raw_length) = ENTRY.size + len(value), PACK_HEAD.unpack_from(value)
+    return whole * (start + length) // raw_length - whole * start // raw_length
+
+
+def raw_pack(at: int, flags: int, value: bytes) -> bytes:
+    """The raw bytes of all contents of a pack."""
+    count, raw_length = PACK_HEAD.unpack_from(value)
+    return unpacked(at, flags, value[PACK_HEAD.size + PACKED.size * count :], raw_length)
+
+
+def describe_pack(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """Contents that are stored together."""
+    contents = packed_in(at, value)
+    if key:
+        raise Damage(at, "a pack with a key")
+    raw = raw_pack(at, flags, value)
+    for content_key, start, length in contents:
+        if xxh3_128_digest(raw[start : start + length]) != content_key[:16]:
+            raise Damage(at, "a content is not what its key says")
+    stored = len(value) - PACK_HEAD.size - PACKED.size * len(contents)
+    how = f", {len(raw)} bytes stored {STORED[flags]} in {stored}"
+    return f"{len(contents)} {'content' if len(contents) == 1 else 'contents'}", how, ""
+
+
+def describe_node(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
+    """A part of a tree."""
+    if len(key) != CONTENT_KEY.size or not is_node(key) or key == LITERAL or flags:
+        raise Damage(at, "a node of another shape")
+    items = items_of(at, value)
+    if xxh3_128_digest(value, NODE_SEED) != key[:16]:
+        raise Damage(at, "a node is not what its key says")
+    return content_name(key), f", {sum(item[1] for item in items)} bytes in {counted(items)}", ""
+
+
+class Held:
+    """What entries hold: the newest of each key, and the contents that it may refer to."""
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, tuple[int, int, int, bytes]] = {}  # seq, kind, flags, value
+        # Seq, kind, flags, value of the entry, and where in its raw bytes a content begins and
+        # how long it is.
+        self.contents: dict[bytes, tuple[int, int, int, bytes, int, int]] = {}
+        self._unpacked = (b"", b"")  # the value of a pack, and its raw bytes
+
+    def take(self, kind: int, seq: int, flags: int, key: bytes, value: bytes) -> None:
+        """One entry that checks."""
+        if kind in {PUT, DELETE} and self.is_newer(self.keys, key, seq):
+            self.keys[key] = (seq, kind, flags, value)
+        elif kind in {CONTENT, NODE} and self.is_newer(self.contents, key, seq):
+            self.contents[key] = (seq, kind, flags, value, 0, 0)
+        elif kind == PACK:
+            for content_key, start, length in packed_in(0, value):
+                if self.is_newer(self.contents, content_key, seq):
+                    self.contents[content_key] = (seq, kind, flags, value, start, length)
+
+    @staticmethod
+    def is_newer(known: Mapping[bytes, tuple[Any, ...]], key: bytes, seq: int) -> bool:
+        """Whether an entry counts, and not the one that is known."""
+        return key not in known or known[key][0] <= seq
+
+    def merge(self, other: "Held") -> None:
+        """What another file holds."""
+        for mine, its in ((self.keys, other.keys), (self.contents, other.contents)):
+            for key, entry in its.items():
+                if self.is_newer(mine, key, entry[0]):
+                    mine[key] = entry
+
+    def check(self, report: Report) -> bool:
+        """Put together what each key holds; whether all of it is there."""
+        present = through = wrong = 0
+        for key, (_, kind, flags, value) in sorted(self.keys.items()):
+            if kind != PUT:
+                continue
+            present += 1
+            through += bool(flags & (IS_CONTENT | IS_TREE))
+            try:
+                decoded(0, CODECS[flags & 7], self.value(flags, value))
+            except Damage as error:
+                report.line(f"DAMAGED, the value of {key_name(0, key)}: {error}")
+                wrong += 1
+        report.line(
+            f"{present} {'key' if present == 1 else 'keys'}, {through} through content: "
+            + (f"{wrong} cannot be read" if wrong else "all of it is there")
+        )
+        return not wrong
+
+    def value(self, flags: int, value: bytes) -> bytes:
+        """The serialized value that a PUT holds or refers to."""
+        if flags & IS_TREE:
+            return self.joined(items_of(0, value), 0)
+        if not flags & IS_CONTENT:
+            return value
+        (length,) = CONTENT_HEAD.unpack_from(value, CONTENT_KEY.size)
+        return self.piece(value[: CONTENT_KEY.size], length, 0)
+
+    def joined(self, items: list[Item], depth: int) -> bytes:
+        """What the items of a root or a node stand for."""
+        if depth > DEPTH_MAX or sum(item[1] for item in items) > VALUE_MAX:
+            raise Damage(0, "a tree without end")
+        return b"".join([item[4] or self.piece(item[0], item[1], depth) for item in items])
+
+    def piece(self, key: bytes, length: int, depth: int) -> bytes:
+        """What a content or a node stands for."""
+        if key not in self.contents:
+            raise Damage(0, f"{content_name(key)} is missing")
+        _, kind, flags, value, start, size = self.contents[key]
+        if kind == NODE:
+            raw = self.joined(items_of(0, value), depth + 1)
+        elif kind == PACK:
+            if self._unpacked[0] is not value:
+                self._unpacked = (value, raw_pack(0, flags, value))
+            raw = self._unpacked[1][start : start + size]
+        else:
+            raw = raw_content(0, flags, value)
+        if len(raw) != length:
+            raise Damage(0, f"{content_name(key)} has another length")
+        return raw
 
 
 def retired_files(value: bytes) -> tuple[int, ...]:
@@ -465,25 +735,40 @@ def describe_origins(at: int, key: bytes, value: bytes, flags: int) -> tuple[str
 
 
 DESCRIBE = {
-    1: describe_put,
-    2: describe_delete,
-    3: describe_content,
+    PUT: describe_put,
+    DELETE: describe_delete,
+    CONTENT: describe_content,
     RETIRE: describe_retire,
     ORIGINS: describe_origins,
+    PACK: describe_pack,
+    NODE: describe_node,
 }
 
 
 # -- a store ------------------------------------------------------------------------------------
 
 
-def inspect_file(path: Path, report: Report, end: int | None = None) -> bool:
-    """Read one log file; whether all is well."""
+def inspect_file(
+    path: Path, report: Report, end: int | None = None, held: Held | None = None
+) -> bool:
+    """Read one log file; whether all is well.
+
+    Args:
+        path: of the file.
+        report: where it is told.
+        end: where a later header says that its batches end, if one lists this file.
+        held: takes what its entries hold.
+    """
     report.line(f"{path.parent.name}/{path.name}")
+    log_file = LogFile(path.read_bytes(), report)
     try:
-        LogFile(path.read_bytes(), report).read(end)
+        log_file.read(end)
     except Damage as error:
         report.line(f"DAMAGED, {error}")
         return False
+    finally:
+        if held is not None:
+            held.merge(log_file.held)
     return True
 
 
@@ -501,17 +786,19 @@ def inspect_store(path: Path, report: Report) -> bool:
         report.line("DAMAGED, the log has no file")
         return False
     ends = files_that_count(segments[-1])
-    well = True
+    well, held = True, Held()
     for file in files:
         number = int(file.stem)
         if file != segments[-1] and number not in ends:
             report.line(f"log/{file.name}\nnothing names it: left over, it does not count")
         else:
-            well = inspect_file(file, report, ends.pop(number, None)) and well
+            well = inspect_file(file, report, ends.pop(number, None), held) and well
         report.line()
     for number in ends:
         report.line(f"DAMAGED, file {number} counts and is missing")
-    return well and not ends
+    if not well or ends:
+        return False
+    return held.check(report)  # of a damaged log much would be missing
 
 
 def files_that_count(newest: Path) -> dict[int, int]:
