@@ -27,7 +27,7 @@ install = $(UV_INSTALL) $(1) || { echo 'Once more, with the certificates of this
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types layers check bench bench-space coverage clean
+.PHONY: help demo test lint format types layers check bench bench-space bench-trees coverage clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name what; \
@@ -60,6 +60,9 @@ bench: $(VENV)/ready-bench ## compare with raw py-lmdb, in a minute
 
 bench-space: $(VENV)/ready-bench ## space, waits, opening and upkeep, in four minutes
 	@$(BIN)/python bench/space.py $(BENCH_ARGS)
+
+bench-trees: $(VENV)/ready-bench ## large values saved again and again, and a long list, in a minute
+	@$(BIN)/python bench/trees.py $(BENCH_ARGS)
 
 coverage: $(VENV)/ready-dev ## run the tests and list what they do not reach
 	@$(BIN)/coverage erase

@@ -9,6 +9,8 @@ from array import array
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Self
 
+from msgpack import packb, unpackb
+
 from kvsage import LMDBStore
 
 if TYPE_CHECKING:
@@ -116,3 +118,21 @@ def follow(pipe: Connection, path: Path, count: int) -> None:
                 if len(delays) == count:
                     break
     pipe.send(delays)
+
+
+def load_anew(pipe: Connection, path: Path, keys: Sequence[str]) -> None:
+    """Load keys in a process that has loaded nothing yet, once told to.
+
+    Tells how long each took, and how long unpacking alone of the same values then took.
+    """
+    with LMDBStore(path, durability="relaxed", upkeep_interval=float("inf")) as store:
+        pipe.send("ready")
+        pipe.recv()
+        loads, unpacks = array("d"), array("d")
+        load_some(store, keys, loads)
+        for key in keys:
+            packed = packb(store.load(key))
+            begun = perf_counter()
+            unpackb(packed)
+            unpacks.append(perf_counter() - begun)
+        pipe.send((loads, unpacks))
