@@ -20,6 +20,7 @@ from kvsage.log.format import (
     Retire,
     SegmentHeader,
     Timeline,
+    TreeItem,
 )
 
 U8 = st.integers(0, (1 << 8) - 1)
@@ -68,6 +69,10 @@ HEADER = SegmentHeader(
     (Timeline(0x77, 0), Timeline(0x99, 30)),
 )
 ENTRY = LogEntry(42, 1_700_000_000_000, fmt.PUT, fmt.STR, "schlüssel".encode(), b"value")
+
+
+def entry_of(kind, key, value, flags=0):
+    return LogEntry(1, 0, kind, flags, key, value)
 
 
 def u16(number):
@@ -130,6 +135,10 @@ def spend(call):
         (fmt.RETIRE_HEAD, 16),
         (fmt.RETIRED_FILE, 4),
         (fmt.ORIGIN, 12),
+        (fmt.TREE_HEAD, 10),
+        (fmt.TREE_ITEM, 27),
+        (fmt.PACK_HEAD, 12),
+        (fmt.PACKED, 22),
     ],
 )
 def test_sizes_of_format_1(layout, size):
@@ -139,7 +148,8 @@ def test_sizes_of_format_1(layout, size):
 
 def test_kinds_flags_and_magics_of_format_1():
     assert (fmt.PUT, fmt.DELETE, fmt.CONTENT, fmt.RETIRE, fmt.ORIGINS) == (1, 2, 3, 4, 5)
-    assert sorted(fmt.KINDS) == [1, 2, 3, 4, 5]
+    assert (fmt.PACK, fmt.NODE) == (6, 7)
+    assert sorted(fmt.KINDS) == [1, 2, 3, 4, 5, 6, 7]
     codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
     assert codecs == (0, 1, 2, 3, 4)
     assert all(codec & fmt.CODEC_MASK == codec for codec in codecs)
@@ -455,6 +465,229 @@ def test_end_mark_counts_only_in_its_place(salt, here, other, there):
     assert fmt.decode_end(data, salt, segment, offset ^ 1) is None
 
 
+# -- trees --------------------------------------------------------------------------------------
+
+LENGTH = st.integers(1, (1 << 32) - 1)
+CONTENT_KEYS = st.binary(min_size=18, max_size=18).filter(lambda key: key != fmt.LITERAL)
+REFERRING = st.builds(TreeItem, CONTENT_KEYS, LENGTH, U32, st.just(0), st.just(b"")) | st.builds(
+    TreeItem,
+    st.binary(min_size=17, max_size=17).map(lambda digest: digest + b"\x80"),
+    LENGTH,
+    U32,
+    st.integers(0, fmt.TREE_LEVELS_MAX - 1),
+    st.just(b""),
+)
+LITERALS = st.builds(
+    lambda literal, elements: TreeItem(b"", len(literal), elements, 0, literal),
+    st.binary(min_size=1, max_size=70),
+    U32,
+)
+ITEMS = st.lists(REFERRING | LITERALS, min_size=1, max_size=12)
+LEAF_KEY, NODE_KEY = bytes(range(1, 17)) + b"\x01\x00", bytes(range(2, 18)) + b"\x00\x80"
+TREE = fmt.encode_tree(
+    [
+        TreeItem(b"", 3, 0, 0, b"\xdc\x01\x00"),
+        TreeItem(LEAF_KEY, 5000, 6, 0, b""),
+        TreeItem(NODE_KEY, 70_000, 250, 1, b""),
+        TreeItem(b"", 2, 0, 0, b"ab"),
+    ]
+)
+
+
+@given(ITEMS)
+def test_tree_round_trip(items):
+    data = fmt.encode_tree(items)
+    keys = b"".join(item.key for item in items)
+    assert fmt.decode_tree(data) == items
+    assert fmt.tree_length(data) == sum(item.length for item in items)
+    assert fmt.keys_in_tree(data) == keys
+    assert fmt.split_keys(keys) == [item.key for item in items if item.key]
+    assert fmt.references_in(entry_of(fmt.PUT, b"k", data, fmt.IS_TREE)) == keys
+    assert fmt.references_in(entry_of(fmt.PUT, b"k", data)) == b""
+    assert fmt.references_in(entry_of(fmt.NODE, NODE_KEY, data, fmt.IS_TREE)) == b""
+
+
+def test_tree_bytes():
+    table = [
+        fmt.LITERAL + u32(3) + u32(0) + b"\0",
+        LEAF_KEY + u32(5000) + u32(6) + b"\0",
+        NODE_KEY + u32(70_000) + u32(250) + b"\1",
+        fmt.LITERAL + u32(2) + u32(0) + b"\0",
+    ]
+    assert u64(75_005) + u16(4) + b"".join(table) + b"\xdc\x01\x00ab" == TREE
+
+
+def test_a_reference_to_one_content_is_its_key():
+    value = fmt.CONTENT_REF.pack(bytes(range(16)), 7, 99)
+    entry = entry_of(fmt.PUT, b"k", value, fmt.IS_CONTENT)
+    assert fmt.references_in(entry) == value[:18] == bytes(range(16)) + u16(7)
+
+
+def test_a_content_key_of_a_node_has_a_high_number():
+    assert not fmt.is_node(fmt.CONTENT_KEY.pack(b"\xff" * 16, fmt.NODE_NUMBER - 1))
+    assert fmt.is_node(fmt.CONTENT_KEY.pack(bytes(16), fmt.NODE_NUMBER))
+    assert fmt.is_node(fmt.CONTENT_KEY.pack(bytes(16), 0xFFFF))
+
+
+def says_one_thing(data):
+    """What is no tree is None; what is one has no other bytes that say the same."""
+    items = fmt.decode_tree(data)
+    if items is None:
+        with pytest.raises(ValueError, match="tree"):
+            fmt.keys_in_tree(data)
+    else:
+        assert fmt.encode_tree(items) == data
+        assert fmt.keys_in_tree(data) == b"".join(item.key for item in items)
+
+
+def test_tree_with_a_byte_that_differs_is_none_or_another_tree():
+    for _, wrong in flipped(TREE):
+        says_one_thing(wrong)
+
+
+@given(ITEMS, st.binary(min_size=1, max_size=30))
+def test_tree_of_another_length_is_none(items, more):
+    data = fmt.encode_tree(items)
+    for wrong in (*cut(data), data + more):
+        assert fmt.decode_tree(wrong) is None
+
+
+@given(
+    st.integers(0, 200) | U64,
+    st.integers(0, 3) | U16,
+    st.lists(
+        st.tuples(
+            st.just(fmt.LITERAL) | st.binary(min_size=18, max_size=18), st.integers(0, 60) | U32, U8
+        ),
+        max_size=3,
+    ),
+    st.binary(max_size=70),
+    st.booleans(),
+)
+def test_noise_is_no_tree_or_says_one_thing(length, count, table, behind, fitting):
+    if fitting:
+        length, count = sum(size for _, size, _ in table), len(table)
+    rows = [fmt.TREE_ITEM.pack(key, size, 1, level) for key, size, level in table]
+    says_one_thing(fmt.TREE_HEAD.pack(length, count) + b"".join(rows) + behind)
+    says_one_thing(behind)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [TreeItem(LEAF_KEY, 0, 1, 0, b"")],
+        [TreeItem(LEAF_KEY, 1, 1, fmt.TREE_LEVELS_MAX, b"")],
+        [TreeItem(LEAF_KEY, 1, 1, 0, b"")] * (fmt.TREE_ITEMS_MAX + 1),
+    ],
+    ids=["no items", "an item of no bytes", "a level too high", "too many items"],
+)
+def test_trees_that_no_store_could_have_written(items):
+    assert fmt.decode_tree(fmt.encode_tree(items)) is None
+
+
+def test_tree_as_large_as_one_can_be():
+    items = [TreeItem(NODE_KEY, 1, 1, fmt.TREE_LEVELS_MAX - 1, b"")] * fmt.TREE_ITEMS_MAX
+    assert fmt.decode_tree(fmt.encode_tree(items)) == items
+
+
+@pytest.mark.parametrize("size", [7, 0xFFFFFFFF])
+def test_tree_that_declares_gigabytes_takes_no_memory(size):
+    """Literals whose bytes are not there, and whose lengths lie."""
+    count = fmt.TREE_ITEMS_MAX
+    table = fmt.TREE_ITEM.pack(fmt.LITERAL, size, 1, 0) * count
+    forged = fmt.TREE_HEAD.pack(size * count, count) + table + bytes(100)
+    assert fmt.decode_tree(forged) is None
+    assert spend(lambda: fmt.decode_tree(forged)) < 500_000
+    forged = fmt.TREE_HEAD.pack(0, 0xFFFF) + bytes(100)
+    assert spend(lambda: fmt.decode_tree(forged)) < 100_000
+
+
+# -- packs --------------------------------------------------------------------------------------
+
+PACK_KEYS = st.binary(min_size=17, max_size=17).map(lambda key: key + b"\x12")
+PACKS = st.lists(st.tuples(PACK_KEYS, LENGTH), min_size=1, max_size=9)
+PACK = fmt.encode_pack([(LEAF_KEY, 4), (bytes(18), 2)], b"rawraw")
+
+
+@given(PACKS, st.binary(max_size=300))
+def test_pack_round_trip(contents, stored):
+    data = fmt.encode_pack(contents, stored)
+    pack = fmt.decode_pack(data)
+    assert pack == fmt.decode_pack(memoryview(data))
+    assert [(one.key, one.length) for one in pack.contents] == contents
+    assert pack.length == sum(length for _, length in contents)
+    assert data[pack.data_at :] == stored
+    starts = [sum(length for _, length in contents[:at]) for at in range(len(contents))]
+    assert [one.start for one in pack.contents] == starts
+
+
+@given(PACKS, st.binary(max_size=300))
+def test_what_a_pack_takes_is_shared_out_to_the_byte(contents, stored):
+    data = fmt.encode_pack(contents, stored)
+    pack = fmt.decode_pack(data)
+    entry_bytes = fmt.ENTRY_BYTES + len(data)
+    assert sum(one.share for one in pack.contents) == entry_bytes
+    for one in pack.contents:  # by its part of the raw bytes
+        assert abs(one.share - entry_bytes * one.length / pack.length) <= 1
+        assert one.share >= 0
+
+
+def test_pack_bytes():
+    assert u32(2) + u64(6) + LEAF_KEY + u32(4) + bytes(18) + u32(2) + b"rawraw" == PACK
+
+
+def is_none_or_one_thing(data):
+    pack = fmt.decode_pack(data)
+    if pack is not None:
+        named = [(one.key, one.length) for one in pack.contents]
+        assert fmt.encode_pack(named, data[pack.data_at :]) == data
+        assert not any(fmt.is_node(one.key) for one in pack.contents)
+
+
+def test_pack_with_a_byte_that_differs_is_none_or_another_pack():
+    for _, wrong in flipped(PACK):
+        is_none_or_one_thing(wrong)
+
+
+@given(PACKS)
+def test_pack_whose_table_is_cut_is_none(contents):
+    data = fmt.encode_pack(contents, b"")
+    assert fmt.decode_pack(data) is not None
+    for wrong in cut(data):
+        assert fmt.decode_pack(wrong) is None
+
+
+@given(
+    st.integers(0, 3) | U32,
+    st.integers(0, 200) | U64,
+    st.lists(st.tuples(st.binary(min_size=18, max_size=18), st.integers(0, 60) | U32), max_size=3),
+    st.binary(max_size=70),
+    st.booleans(),
+)
+def test_noise_is_no_pack_or_says_one_thing(count, length, table, behind, fitting):
+    if fitting:
+        count, length = len(table), sum(size for _, size in table)
+    rows = [fmt.PACKED.pack(*row) for row in table]
+    is_none_or_one_thing(fmt.PACK_HEAD.pack(count, length) + b"".join(rows) + behind)
+    is_none_or_one_thing(behind)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [[], [(LEAF_KEY, 0)], [(NODE_KEY, 5)], [(LEAF_KEY, 5), (NODE_KEY, 5)]],
+    ids=["no contents", "a content of no bytes", "a node", "a node behind a content"],
+)
+def test_packs_that_no_store_could_have_written(contents):
+    assert fmt.decode_pack(fmt.encode_pack(contents, b"stored")) is None
+
+
+def test_pack_that_declares_millions_of_contents_takes_no_memory():
+    forged = fmt.PACK_HEAD.pack(0xFFFFFFFF, (1 << 64) - 1) + bytes(100)
+    assert fmt.decode_pack(forged) is None
+    assert spend(lambda: fmt.decode_pack(forged)) < 100_000
+
+
 # -- what entries hold --------------------------------------------------------------------------
 
 
@@ -488,10 +721,6 @@ def test_retire_of_another_length_is_none(retire):
             assert fmt.decode_retire(wrong) is None
 
 
-def entry_of(kind, key, value, flags=0):
-    return LogEntry(1, 0, kind, flags, key, value)
-
-
 @pytest.mark.parametrize(
     "entry",
     [
@@ -500,6 +729,10 @@ def entry_of(kind, key, value, flags=0):
         entry_of(fmt.PUT, b"k", bytes(26), fmt.IS_CONTENT),
         entry_of(fmt.DELETE, b"k", b""),
         entry_of(fmt.CONTENT, bytes(18), bytes(8)),
+        entry_of(fmt.CONTENT, bytes(17) + b"\x7f", bytes(8)),
+        entry_of(fmt.NODE, bytes(17) + b"\x80", TREE),
+        entry_of(fmt.PACK, b"", PACK),
+        entry_of(fmt.PUT, b"k", TREE, fmt.IS_TREE),
         entry_of(fmt.RETIRE, b"", bytes(20)),
         entry_of(fmt.ORIGINS, b"", bytes(12)),
         entry_of(fmt.ORIGINS, b"", b""),
@@ -518,6 +751,14 @@ def test_entries_that_a_store_could_have_written(entry):
         entry_of(fmt.DELETE, b"", b""),
         entry_of(fmt.CONTENT, bytes(17), bytes(8)),
         entry_of(fmt.CONTENT, bytes(18), bytes(7)),
+        entry_of(fmt.CONTENT, bytes(17) + b"\x80", bytes(8)),
+        entry_of(fmt.NODE, bytes(17) + b"\x7f", TREE),
+        entry_of(fmt.NODE, bytes(16) + b"\x80", TREE),
+        entry_of(fmt.NODE, bytes(17) + b"\x80", TREE[:-1]),
+        entry_of(fmt.PACK, b"", PACK[:33]),
+        entry_of(fmt.PUT, b"k", TREE[:-1], fmt.IS_TREE),
+        entry_of(fmt.PUT, b"k", bytes(26), fmt.IS_TREE),
+        entry_of(fmt.PUT, b"k", TREE, fmt.IS_TREE | fmt.IS_CONTENT),
         entry_of(fmt.RETIRE, b"", bytes(16)),
         entry_of(fmt.RETIRE, b"", bytes(8)),
     ],
