@@ -18,6 +18,7 @@ from kvsage import (
     LMDBStore,
     StoreClosedError,
 )
+from kvsage.engine import assembling
 from kvsage.engine import changes as reading
 from kvsage.log.segment import list_files
 from kvsage.types import COMMIT_END, Position
@@ -369,12 +370,25 @@ def test_a_value_is_read_when_it_is_asked_for(monkeypatch, store):
     (change,) = store.changes()
     store._engine.raw_cache.clear()
     reads = []
-    monkeypatch.setattr(
-        type(store._engine), "raw_content", lambda *_: reads.append(1) or (TEXT * 20).encode()
-    )
+    read = assembling.raw_content
+    monkeypatch.setattr(assembling, "raw_content", lambda *where: reads.append(1) or read(*where))
     assert reads == []
     assert change.value == TEXT * 20
     assert reads == [1]
+
+
+def test_a_value_in_pieces_is_read_when_it_is_asked_for(monkeypatch, store):
+    texts = [f"{number}: {TEXT}" for number in range(100)]
+    store.save("a", texts)
+    pieces = store.stats().contents
+    (change,) = store.changes()
+    store._engine.raw_cache.clear()
+    reads = []
+    read = assembling.raw_content
+    monkeypatch.setattr(assembling, "raw_content", lambda *where: reads.append(1) or read(*where))
+    assert reads == []
+    assert change.value == texts
+    assert len(reads) == pieces > 5
 
 
 def test_a_value_whose_content_is_gone(store, sound):

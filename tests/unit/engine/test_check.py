@@ -596,7 +596,7 @@ def test_a_reference_of_another_length(store):
     operation = Operation(b"odd", PUT, BYTES | IS_CONTENT, value=b"short")
     store._engine.committer.commit((operation,), full=False)
     row = row_of(store, b"odd")
-    expected = Problem("a reference has a wrong length", 1, row.offset, keys=("odd",))
+    expected = Problem("a reference is none", 1, row.offset, keys=("odd",))
     assert problems(store) == [expected]
     with pytest.raises(CorruptionError):
         store.load("odd")

@@ -64,7 +64,7 @@ def test_what_the_file_says_and_holds(store, path, target):
     uuid = store._engine.identity.uuid
     with store._engine.index.reading() as txn:
         seq = get_meta(txn).seq
-    expected = (b"kvscheck", 2, 0, 0, uuid, seq, len(data) - TRAILER_BYTES)
+    expected = (b"kvscheck", 3, 0, 0, uuid, seq, len(data) - TRAILER_BYTES)
     assert CHECKPOINT.unpack(body[-CHECKPOINT.size :]) == expected
     assert read_trailer(POSIX, path) == Checkpoint(uuid, seq, len(data) - TRAILER_BYTES)
     assert find_damage(store._engine) == ""

@@ -28,7 +28,7 @@ from kvsage.errors import (
     SerializationError,
     ValueTooLargeError,
 )
-from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, STORED_RAW, STORED_ZSTD
+from kvsage.log.format import CONTENT_HEAD, CONTENT_KEY, NODE_NUMBER, STORED_RAW, STORED_ZSTD
 from kvsage.options import VALUE_BYTES_LIMIT
 
 TEXT = b"to be or not to be, that is the question. " * 200
@@ -162,12 +162,18 @@ def test_an_entry_too_short_for_its_length_is_damage():
 # -- addresses ----------------------------------------------------------------------------------
 
 
-@given(st.binary(min_size=16, max_size=16), st.integers(0, (1 << 16) - 1))
+@given(st.binary(min_size=16, max_size=16), st.integers(0, NODE_NUMBER - 1))
 def test_an_address_leads_back_to_its_key(digest, number):
     key = CONTENT_KEY.pack(digest, number)
     address = address_of(key)
     assert address == digest.hex() + (f"-{number}" if number else "")
     assert content_key_of(address) == key
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(NODE_NUMBER, (1 << 16) - 1))
+def test_a_node_has_no_address(digest, number):
+    """A node is the store's own: it is no bytes that anybody saved."""
+    assert content_key_of(f"{digest.hex()}-{number}") is None
 
 
 DIGEST = "0123456789abcdef" * 2
@@ -187,6 +193,8 @@ DIGEST = "0123456789abcdef" * 2
         DIGEST + "-+1",
         DIGEST + "--1",
         DIGEST + "-1-1",
+        DIGEST + "-32768",
+        DIGEST + "-65535",
         DIGEST + "-65536",
         DIGEST + "-" + "9" * 5000,
         DIGEST + "-\u0661",

@@ -254,10 +254,21 @@ def test_deletions_that_somebody_waits_for_are_not_dug_for_each_time(bounded, mo
 
 def test_content_goes_with_its_last_key(bounded):
     store = bounded(content_bytes_min=4096)
-    first = fill_up(store, size=40_000)
+    first = fill_up(store, size=8_000)
     store.sweep()
     stats = store.stats()
     assert stats.contents == stats.keys < first
+    assert log_bytes(store) <= BYTES_MAX
+
+
+def test_all_pieces_of_a_value_go_with_its_last_key(bounded):
+    store = bounded(content_bytes_min=4096)
+    first = fill_up(store, size=40_000)
+    store.sweep()
+    stats = store.stats()
+    assert 0 < stats.keys < first
+    assert stats.contents == stats.content_references > stats.keys
+    assert stats.content_bytes == stats.keys * 40_000  # noise has no two pieces alike
     assert log_bytes(store) <= BYTES_MAX
 
 
