@@ -1,4 +1,4 @@
-"""Print the worked example of docs/format.md: a store of two commits, every byte explained.
+"""Print the worked example of docs/format.md: a store of three commits, every byte explained.
 
     python tools/format_example.py
 
@@ -34,6 +34,8 @@ def make(path: Path) -> None:
         with store.transaction() as tx:
             tx.delete("greeting")
             tx.save("table", bytes(range(64)))
+        rows = [bytes(range(row, row + 70)) for row in (0, 100)]
+        store.save("rows", [rows[0], [rows[1], rows[1]], "done"])
 
 
 def main() -> None:

@@ -70,8 +70,8 @@ REASONS = {0: "by the user", 1: "expired", 2: "evicted"}
 STORED = {0: "raw", 1: "zstd"}
 IS_CONTENT, IS_TREE = 8, 16
 NODE_NUMBER, NODE_SEED = 0x8000, 1
-LITERAL = bytes(18)
-ITEMS_MAX, LEVELS_MAX, DEPTH_MAX = 1024, 64, 400
+LITERAL = b"\xff" * 18
+ITEMS_MAX, LEVELS_MAX, DEPTH_MAX = 1024, 64, 160
 VALUE_MAX = (1 << 30) - (1 << 20)
 SHOWN_MAX = 60
 
@@ -155,6 +155,11 @@ def short(value: object) -> str:
     """Not more of a value than fits a line."""
     text = repr(value)
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}... ({len(text)} characters)"
+
+
+def some(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # -- identity -----------------------------------------------------------------------------------
@@ -359,8 +364,8 @@ class LogFile:
         here, literals = at + TREE_HEAD.size, []
         for key, length, elements, level, literal in items:
             report.line(
-                f"    {item_name(key)} of {length} bytes"
-                + (f", {elements} {'element' if elements == 1 else 'elements'}" if elements else "")
+                f"    {item_name(key)} of {some(length, 'byte')}"
+                + (f", {some(elements, 'element')}" if elements else "")
                 + (f", level {level}" if level else "")
                 + (f" = {short(literal)}" if literal else "")
             )
@@ -379,7 +384,8 @@ class LogFile:
         here = at + PACK_HEAD.size
         for key, start, length in contents:
             share = share_of(value, start, length)
-            report.line(f"    {content_name(key)} of {length} bytes at {start}, share {share}")
+            size = some(length, "byte")
+            report.line(f"    {content_name(key)} of {size} at {start}, share {share}")
             report.fields(PACKED.pack(key, length), here, PACKED, "content key, bytes")
             here += PACKED.size
         report.piece(here, value[here - at :], "stored")
@@ -459,7 +465,7 @@ def describe_put(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, st
     if flags & IS_TREE:
         items = items_of(at, value)
         length = sum(item[1] for item in items)
-        return name, f", {codec}", f" = tree of {length} bytes in {counted(items)}"
+        return name, f", {codec}", f" = tree of {length} bytes in {some(len(items), 'item')}"
     if not flags & IS_CONTENT:
         return name, f", {codec}", f" = {short(decoded(at, codec, value))}"
     if len(value) != CONTENT_KEY.size + CONTENT_HEAD.size:
@@ -549,10 +555,11 @@ def items_of(at: int, value: bytes) -> list[Item]:
         raise Damage(at, f"a tree of {count} items")
     items: list[Item] = []
     for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : literals]):
-        if not size or level >= LEVELS_MAX:
+        is_literal = key == LITERAL
+        if not size or level >= LEVELS_MAX or (level and (is_literal or not is_node(key))):
             raise Damage(at, "an item of a tree that cannot be")
         literal = b""
-        if key == LITERAL:
+        if is_literal:
             literal = value[literals : literals + size]
             literals += size
         items.append((key, size, elements, level, literal))
@@ -564,11 +571,6 @@ def items_of(at: int, value: bytes) -> list[Item]:
 def item_name(key: bytes) -> str:
     """What an item is."""
     return "literal" if key == LITERAL else content_name(key)
-
-
-def counted(items: list[Item]) -> str:
-    """How many there are."""
-    return f"{len(items)} {'item' if len(items) == 1 else 'items'}"
 
 
 def packed_in(at: int, value: bytes) -> list[tuple[bytes, int, int]]:
@@ -613,7 +615,7 @@ def describe_pack(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, s
             raise Damage(at, "a content is not what its key says")
     stored = len(value) - PACK_HEAD.size - PACKED.size * len(contents)
     how = f", {len(raw)} bytes stored {STORED[flags]} in {stored}"
-    return f"{len(contents)} {'content' if len(contents) == 1 else 'contents'}", how, ""
+    return some(len(contents), "content"), how, ""
 
 
 def describe_node(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, str, str]:
@@ -623,7 +625,11 @@ def describe_node(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, s
     items = items_of(at, value)
     if xxh3_128_digest(value, NODE_SEED) != key[:16]:
         raise Damage(at, "a node is not what its key says")
-    return content_name(key), f", {sum(item[1] for item in items)} bytes in {counted(items)}", ""
+    return (
+        content_name(key),
+        f", {sum(item[1] for item in items)} bytes in {some(len(items), 'item')}",
+        "",
+    )
 
 
 class Held:
@@ -673,7 +679,7 @@ class Held:
                 report.line(f"DAMAGED, the value of {key_name(0, key)}: {error}")
                 wrong += 1
         report.line(
-            f"{present} {'key' if present == 1 else 'keys'}, {through} through content: "
+            f"{some(present, 'key')}, {through} through content: "
             + (f"{wrong} cannot be read" if wrong else "all of it is there")
         )
         return not wrong
