@@ -16,6 +16,16 @@ from kvsage import (
 from tests.contract.base import StoreContract
 
 LARGE = b"a content of some length, " * 1000
+NOISE = random.Random(1).randbytes(300_000)
+# Large enough to be kept in pieces: bytes, text, lists and mappings, of long and of short elements.
+LARGER = [
+    NOISE,
+    NOISE.hex(),
+    [NOISE[at : at + 1000].hex() for at in range(0, 100_000, 1000)],
+    {str(at): [at, NOISE[at : at + 5].hex()] for at in range(20_000)},
+    list(range(100_000)),
+    {"files": [NOISE[:100_000].hex(), NOISE[100_000:200_000]], "about": "two"},
+]
 
 NO_HASHES = ["", "x", "a" * 31, "a" * 33, "g" * 32, "A" * 32, "é" * 32]
 NO_NUMBERS = ["-", "-0", "-x", "-1-1", "-99999999", "-" + "9" * 5000]
@@ -116,8 +126,9 @@ class Contents(StoreContract):
         store.delete("k")
         assert store.content.get(address) == LARGE
 
-    def test_the_same_bytes_are_kept_once(self, store):
-        noise = random.Random(1).randbytes(50_000)
+    def test_the_same_bytes_are_kept_once(self, opened):
+        store = opened(content_bytes_min=12_500)
+        noise = random.Random(1).randbytes(50_000)  # as long as bytes are that stay whole
         store.content.put(noise)
         before = store.stats().log_bytes
         for number in range(20):
@@ -126,13 +137,72 @@ class Contents(StoreContract):
         assert store.stats().content_references == 21
         assert store.stats().log_bytes - before < 20 * 500
 
-    def test_the_same_bytes_in_one_commit_are_kept_once(self, store):
+    def test_the_same_bytes_in_one_commit_are_kept_once(self, opened):
+        store = opened(content_bytes_min=12_500)
         noise = random.Random(1).randbytes(50_000)
         store.save_many({f"k{number}": noise for number in range(20)})
         assert store.stats().contents == 1
         assert store.stats().log_bytes < 70_000
         store.save_many({f"k{number}": 1 for number in range(20)})
         assert store.stats().contents == 0
+
+    @pytest.mark.parametrize("value", LARGER)
+    def test_the_same_pieces_are_kept_once(self, store, value):
+        store.save("k", value)
+        first = store.stats()
+        assert first.contents > 1
+        for number in range(20):
+            store.save(f"k{number}", value)
+        stats = store.stats()
+        assert stats.contents == first.contents
+        assert stats.content_bytes == first.content_bytes
+        assert stats.log_bytes - first.log_bytes < 20 * 1500
+        store.delete_many(store.keys())
+        assert store.stats().contents == 0
+        assert store.stats().content_references == 0
+
+    @pytest.mark.parametrize("value", LARGER)
+    def test_the_same_pieces_in_one_commit_are_kept_once(self, store, value):
+        store.save_many({f"k{number}": value for number in range(20)})
+        stats = store.stats()
+        assert stats.contents > 1
+        assert stats.log_bytes < stats.content_bytes + 20 * 1500
+        store.save_many({f"k{number}": value for number in range(20)})
+        assert store.stats().contents == stats.contents
+        store.save_many({f"k{number}": 1 for number in range(20)})
+        assert store.stats().contents == 0
+
+    def test_what_a_change_leaves_alone_is_not_stored_again(self, store):
+        value = [f"{number}: {random.Random(number).randbytes(300).hex()}" for number in range(500)]
+        store.save("k", value)
+        before = store.stats()
+        for number, changed in enumerate(
+            (
+                [*value, "at the end"],
+                ["at the beginning", *value],
+                [*value[:250], "in the middle", *value[250:]],
+                value[:250] + value[251:],
+            )
+        ):
+            store.save(f"k{number}", changed)
+            assert store.load(f"k{number}") == changed
+            after = store.stats()
+            assert 0 < after.contents - before.contents < 10
+            assert after.log_bytes - before.log_bytes < 60_000  # of 300,000
+            before = after
+        assert store.load("k") == value
+
+    def test_a_content_has_its_address_however_many_values_have_pieces_like_it(self, store):
+        value = random.Random(1).randbytes(50_000)
+        store.save("k", value)
+        address = store.content.put(value)
+        assert address == xxhash.xxh3_128_hexdigest(value)
+        store.delete("k")
+        assert store.content.get(address) == value
+        store.save("k", value)
+        assert store.content.delete(address) is True
+        assert store.content.exists(address) is False
+        assert store.load("k") == value
 
     # -- its borders ------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
     contents = {
         "empty": b"",
-        "binary": bytes(range(256)) * 100,
+        "binary": bytes(range(256)) * 60,
         "text/grün.txt": "Grüße\n".encode(),
         "text/twice": b"the same, long enough to be content " * 10,
         "twice": b"the same, long enough to be content " * 10,
@@ -73,9 +74,19 @@ def test_what_is_there_twice_is_stored_once(keep, tree):
     assert keep("count", "again/").out == b"10\n"
 
 
+def test_of_a_file_that_changed_a_little_a_little_is_stored(keep, tree):
+    noise = random.Random(1).randbytes(400_000)
+    (tree / "large").write_bytes(noise)
+    keep("ingest", tree)
+    (tree / "large").write_bytes(noise[:200_000] + b"inserted" + noise[200_000:])
+    again = json.loads(keep("ingest", "--json", "--prefix", "again/", tree).text)
+    assert 0 < again["new_contents"] <= 3
+    assert again["stored_bytes"] < 100_000
+
+
 def test_summary_is_the_result(keep, tree):
     shown = keep("ingest", tree).text
-    assert shown.startswith("10 files, 26.4 kB in ")
+    assert shown.startswith("10 files, 16.1 kB in ")
     assert "; 2 new contents, " in shown
     assert shown.endswith(" stored\n")
 
@@ -120,10 +131,10 @@ def test_what_cannot_be_saved_is_reported_and_the_rest_saved(keep, tree, store):
 
 
 def test_files_over_the_limit_are_reported(run, tree, store):
-    done = run("ingest", "--store", f"lmdb://{store}?value_bytes_max=20000", tree)
+    done = run("ingest", "--store", f"lmdb://{store}?value_bytes_max=15000", tree)
     assert done.code == 3
     assert done.text.startswith("9 files")
-    assert done.err == f"kvsage: {tree}/binary: larger than 20,000 bytes, the most for one value\n"
+    assert done.err == f"kvsage: {tree}/binary: larger than 15,000 bytes, the most for one value\n"
 
 
 def test_two_files_with_one_key_are_not_mixed_up(keep, tree, tmp_path, store):
@@ -150,7 +161,7 @@ def test_progress_bar_on_a_terminal(on_terminal, tree):
     assert shown.code == 0
     assert "10 of 10 files" in shown.text
     assert "\x1b[?25h" in shown.text  # the cursor is back
-    assert "10 files, 26.4 kB" in shown.lines[-1]
+    assert "10 files, 16.1 kB" in shown.lines[-1]
 
 
 # -- the function --------------------------------------------------------------------------------
