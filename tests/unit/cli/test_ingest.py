@@ -19,7 +19,7 @@ def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
     contents = {
         "empty": b"",
-        "binary": bytes(range(256)) * 60,
+        "binary": bytes(range(256)) * 100,
         "text/grün.txt": "Grüße\n".encode(),
         "text/twice": b"the same, long enough to be content " * 10,
         "twice": b"the same, long enough to be content " * 10,
@@ -34,6 +34,15 @@ def tree(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     return root
+
+
+@pytest.fixture
+def whole(tree: Path) -> Path:
+    """The same tree with files so short that none of them is kept in pieces."""
+    (tree / "binary").write_bytes(bytes(range(120)))
+    for name in ("twice", "text/twice"):
+        (tree / name).write_bytes(b"the same, long enough to be content " * 3)
+    return tree
 
 
 def saved(store: Path) -> dict[str, bytes]:
@@ -62,12 +71,12 @@ def test_every_file_comes_back_byte_for_byte(run, keep, tree, store):
         assert keep("get", "--", key).out == (tree / names.get(key, key)).read_bytes()
 
 
-def test_what_is_there_twice_is_stored_once(keep, tree):
-    first = json.loads(keep("ingest", "--json", tree).text)
+def test_what_is_there_twice_is_stored_once(keep, whole):
+    first = json.loads(keep("ingest", "--json", whole).text)
     assert (first["files"], first["failed"], first["skipped"]) == (10, 0, 0)
-    assert first["bytes"] == sum(f.stat().st_size for f in tree.rglob("*") if f.is_file())
+    assert first["bytes"] == sum(f.stat().st_size for f in whole.rglob("*") if f.is_file())
     assert first["new_contents"] == 2  # what is shorter than a reference stays in its record
-    second = json.loads(keep("ingest", "--json", "--prefix", "again/", tree).text)
+    second = json.loads(keep("ingest", "--json", "--prefix", "again/", whole).text)
     assert (second["files"], second["new_contents"]) == (10, 0)
     assert second["stored_bytes"] < 1500
     assert keep("count").out == b"20\n"
@@ -82,11 +91,21 @@ def test_of_a_file_that_changed_a_little_a_little_is_stored(keep, tree):
     again = json.loads(keep("ingest", "--json", "--prefix", "again/", tree).text)
     assert 0 < again["new_contents"] <= 3
     assert again["stored_bytes"] < 100_000
+    assert keep("get", "again/large").out == (tree / "large").read_bytes()
 
 
-def test_summary_is_the_result(keep, tree):
-    shown = keep("ingest", tree).text
-    assert shown.startswith("10 files, 16.1 kB in ")
+def test_pieces_that_are_there_twice_are_stored_once(keep, tree):
+    first = json.loads(keep("ingest", "--json", tree).text)
+    assert first["bytes"] == sum(f.stat().st_size for f in tree.rglob("*") if f.is_file())
+    assert first["new_contents"] >= 2
+    second = json.loads(keep("ingest", "--json", "--prefix", "again/", tree).text)
+    assert (second["files"], second["new_contents"]) == (10, 0)
+    assert second["stored_bytes"] < 3000
+
+
+def test_summary_is_the_result(keep, whole):
+    shown = keep("ingest", whole).text
+    assert shown.startswith("10 files, 265 B in ")
     assert "; 2 new contents, " in shown
     assert shown.endswith(" stored\n")
 
@@ -131,10 +150,10 @@ def test_what_cannot_be_saved_is_reported_and_the_rest_saved(keep, tree, store):
 
 
 def test_files_over_the_limit_are_reported(run, tree, store):
-    done = run("ingest", "--store", f"lmdb://{store}?value_bytes_max=15000", tree)
+    done = run("ingest", "--store", f"lmdb://{store}?value_bytes_max=20000", tree)
     assert done.code == 3
     assert done.text.startswith("9 files")
-    assert done.err == f"kvsage: {tree}/binary: larger than 15,000 bytes, the most for one value\n"
+    assert done.err == f"kvsage: {tree}/binary: larger than 20,000 bytes, the most for one value\n"
 
 
 def test_two_files_with_one_key_are_not_mixed_up(keep, tree, tmp_path, store):
@@ -161,7 +180,7 @@ def test_progress_bar_on_a_terminal(on_terminal, tree):
     assert shown.code == 0
     assert "10 of 10 files" in shown.text
     assert "\x1b[?25h" in shown.text  # the cursor is back
-    assert "10 files, 16.1 kB" in shown.lines[-1]
+    assert "10 files, 26.4 kB" in shown.lines[-1]
 
 
 # -- the function --------------------------------------------------------------------------------
