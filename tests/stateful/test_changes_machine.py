@@ -2,9 +2,12 @@
 
 The model knows what each commit changed, so that a feed that reads right behind it must say exactly
 that. Consumers that come by now and then may miss what compaction removed, and nothing else: the
-order holds, nothing comes twice, and at the end they know every key as it is.
+order holds, nothing comes twice, and at the end they know every key as it is. The value of a change
+is the one that it wrote, for as long as its key did not change again.
 """
 
+import contextlib
+import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,15 +22,19 @@ from kvsage import ChangesLostError, LMDBStore
 from kvsage.engine import changes as reading
 from kvsage.engine import feed as feeds
 from kvsage.types import COMMIT_END
+from tests.support.chunks import conversation, edited
 from tests.support.clock import FakeClock
 from tests.support.small import OPTIONS, make_small
 
 KEYS = st.sampled_from([f"{first}{number}" for first in "ab" for number in range(5)])
 TEXT = "to be or not to be, that is the question. " * 3
+LISTS = [conversation(random.Random(seed), 6) for seed in range(3)]
+# Values of hundreds of bytes, which are whole contents, and lists of a thousand, which are trees.
 VALUES = st.one_of(
     st.integers(),
     st.sampled_from(["short", TEXT + "1", TEXT + "2", TEXT + "3"]),
     st.binary(max_size=200),
+    st.sampled_from([*LISTS, [*LISTS[0], "more"], [*LISTS[1], *LISTS[0]]]),
 )
 PREFIXES = st.sampled_from(["", "a", "b1", "none"])
 
@@ -51,6 +58,10 @@ class Follower:
             self.known.pop(change.key, None)
 
 
+def seq_of(entry):
+    return int(entry.version.partition("@")[0])
+
+
 class Told(NamedTuple):
     kind: str
     key: str
@@ -66,6 +77,7 @@ class Changes(RuleBasedStateMachine):
         self.patches.setattr(feeds, "STORE_PAUSE_S", 0)
         self.clock = FakeClock()
         self.there = {}  # key: expires_at or None
+        self.values = {}  # key: what it holds, where it is there
         self.history = {}  # position: what happened
         self.followers = []
         self.open()
@@ -103,6 +115,7 @@ class Changes(RuleBasedStateMachine):
         for change in changes:
             assert change.position not in self.history
             self.history[change.position] = (change.kind, change.key, change.time)
+            self.values[change.key] = change.value
         self.witness = self.store.position()
 
     def gone(self, key):
@@ -118,6 +131,37 @@ class Changes(RuleBasedStateMachine):
         self.store.save(key, value, ttl)
         self.there[key] = None if ttl is None else self.clock() + ttl
         self.committed([Told("put", key, None)], [(key, value)])
+
+    @rule(key=KEYS, seed=st.integers(0, 99), late=st.booleans())
+    def save_edited(self, key, seed, late):
+        """A list that is there, a little changed; or what was in it has come or gone meanwhile."""
+        lists = [value for value in self.values.values() if isinstance(value, list)]
+        chance = random.Random(seed)
+        value = edited(chance.choice([*lists, *LISTS])[-12:], chance)
+        if late:
+            operation = self.store._preparer.save(key, value, None, 0)
+            other = chance.choice([key, "a1", "b1"])
+            if chance.random() < 0.5:
+                self.save(other, edited(value, chance), None)
+            else:
+                self.delete(other)
+                self.compact()
+            self.store._engine.committer.commit([operation], full=False)
+        else:
+            self.store.save(key, value)
+        self.there[key] = None
+        self.committed([Told("put", key, None)], [(key, value)])
+
+    @rule(key=KEYS, items=st.lists(VALUES, max_size=3))
+    def extend(self, key, items):
+        expires_at = self.there.get(key, 0)
+        is_there = expires_at is None or expires_at > self.clock()
+        before = self.values[key] if is_there else []
+        if isinstance(before, list) and len(before) < 40:
+            assert self.store.extend(key, items) == len(before) + len(items)
+            if not is_there:
+                self.there[key] = None
+            self.committed([Told("put", key, None)], [(key, before + items)])
 
     @rule(many=st.dictionaries(KEYS, VALUES, min_size=1, max_size=8))
     def save_many(self, many):
@@ -224,6 +268,7 @@ class Changes(RuleBasedStateMachine):
             for number, change in enumerate(feed, start=1):
                 assert self.history[change.position] == (change.kind, change.key, change.time)
                 follower.hear(change)
+                self.tells_its_value(change)
                 if number == count:
                     break
                 if hold:  # what happens while it is under way
@@ -234,24 +279,31 @@ class Changes(RuleBasedStateMachine):
                 self.knows_all(follower)
         assert feed.position == follower.position
 
+    def tells_its_value(self, change):
+        entry = self.store.entry(change.key)
+        is_newest = entry is not None and seq_of(entry) == change.position.seq
+        if change.kind == "delete":
+            assert change.value is None
+        elif is_newest:
+            assert change.value == self.values[change.key] == entry.value
+        else:
+            with contextlib.suppress(ChangesLostError):
+                assert change.value is not None
+
     def begin_anew(self, follower):
         with self.store._engine.index.reading() as txn:
             floor = reading.get_floor(txn)
         assert follower.position.seq <= floor
         with self.store.snapshot() as view:
             follower.known = {
-                key: int(view.entry(key).version.partition("@")[0])
-                for key in list(view.keys(follower.prefix))
+                key: seq_of(view.entry(key)) for key in list(view.keys(follower.prefix))
             }
             follower.position = view.position
         self.knows_all(follower)
 
     def knows_all(self, follower):
         assert follower.position.n == COMMIT_END
-        now = {
-            key: int(self.store.entry(key).version.partition("@")[0])
-            for key in list(self.store.keys(follower.prefix))
-        }
+        now = {key: seq_of(self.store.entry(key)) for key in list(self.store.keys(follower.prefix))}
         # What has expired is known until it is swept.
         known = {key: seq for key, seq in follower.known.items() if key in now}
         assert known == now

@@ -3,6 +3,8 @@
 What eviction takes is its own affair, but: it takes nothing while the log is under the bound, it
 brings the log under it, it never takes a key that was read or written since the pass before, and
 what it took stays away, whatever becomes of the index. All other keys are what the model says.
+
+Some of the values are lists that were edited, so that most of their chunks stay when one key goes.
 """
 
 import math
@@ -18,6 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvsage import LMDBStore
+from kvsage.serialization import pack
+from tests.support.chunks import chunks_of, conversation, edited
 from tests.support.clock import FakeClock
 from tests.support.model import Held, there
 
@@ -26,6 +30,10 @@ READ_BYTES_MAX = BYTES_MAX // 4  # with so much that was read there is enough el
 
 keys = st.integers(0, 60).map("key/{}".format)
 sizes = st.sampled_from([10, 1000, 20_000, 60_000])
+
+
+def size_of(value):
+    return len(value if isinstance(value, bytes) else pack(value))
 
 
 class EvictionMachine(RuleBasedStateMachine):
@@ -67,6 +75,29 @@ class EvictionMachine(RuleBasedStateMachine):
         for key, value in pairs.items():
             self.model[key] = Held(value, None, next(self.numbers))
 
+    @rule(
+        source=keys, first=st.integers(0, 60), number=st.integers(1, 6), steps=st.integers(1, 150)
+    )
+    def save_edits(self, source, first, number, steps):
+        chance = random.Random(next(self.numbers))
+        held = there(self.model, self.clock()).get(source)
+        value = held.value if held is not None else None
+        if not isinstance(value, list) or len(value) > 300:
+            value = conversation(chance, steps)
+        for key in (f"key/{(first + step) % 61}" for step in range(number)):
+            value = edited(value, chance)
+            self.store.save(key, value)
+            self.model[key] = Held(value, None, next(self.numbers))
+
+    @rule(key=keys, steps=st.integers(1, 20))
+    def extend(self, key, steps):
+        held = there(self.model, self.clock()).get(key, Held([], None, 0))
+        if isinstance(held.value, list):
+            items = conversation(random.Random(next(self.numbers)), steps)
+            assert self.store.extend(key, items) == len(held.value) + steps
+            value = [*held.value, *items]
+            self.model[key] = Held(value, held.expires_at, next(self.numbers))
+
     @rule(key=keys)
     def load(self, key):
         held = there(self.model, self.clock()).get(key)
@@ -97,7 +128,7 @@ class EvictionMachine(RuleBasedStateMachine):
         if log_bytes < BYTES_MAX * 0.88:  # well below where a pass begins
             assert not gone
         else:
-            read_bytes = sum(len(left[key].value) for key in self.read & left.keys())
+            read_bytes = sum(size_of(left[key].value) for key in self.read & left.keys())
             assert read_bytes > READ_BYTES_MAX or not gone & self.read
             self.read.clear()
         self.model = {key: held for key, held in left.items() if key not in gone}
@@ -142,6 +173,7 @@ class EvictionMachine(RuleBasedStateMachine):
         try:
             report = self.store.verify(deep=True)
             assert report.ok, report.problems
+            chunks_of(self.store)
         finally:
             self.store.close()
             shutil.rmtree(self.place)

@@ -6,7 +6,9 @@ without the index, and images of the live directory as a crash would leave it, o
 After every step all that can be read must be what the model says, and at the end ``verify`` must
 find nothing.
 
-Segments and the pools are small, so that logs rotate, keys meet and contents are shared.
+Segments and the pools are small, so that logs rotate, keys meet and contents are shared. Contents
+begin at 64 bytes or at 4 KB; so a value of a few hundred bytes is a tree already, or none is. Large
+values grow and are edited anywhere, and what one key held another one gets, a little changed.
 """
 
 import math
@@ -16,19 +18,24 @@ import tempfile
 from collections import Counter
 from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from xxhash import xxh3_128_digest
 
 from kvsage import KeyNotFoundError, LMDBStore, TransactionStateError, UnsupportedError
 from kvsage.serialization import pack
+from tests.support.chunks import chunks_of, conversation, edited, is_node, message
 from tests.support.clock import FakeClock
 from tests.support.model import Held, select, there
 
 SEGMENT_BYTES_MAX = 65_536
 CONTENT_BYTES_MIN = 4096
+CONTENT_BYTES_SMALL = 64
+LARGE_BYTES_MAX = 12_000  # what has grown beyond this is cut down before it grows again
 SNAPSHOTS_MAX = 3
 
 
@@ -57,6 +64,14 @@ VALUES = {  # by name, so that a failure is told in names
     "noise of 30 KB": noise(2, 30_000),
     "other noise of 30 KB": noise(3, 30_000),
     "more than a segment": noise(4, 70_000),
+    "long conversation": conversation(random.Random(6), 30),
+    "the same and more": conversation(random.Random(6), 33),
+    "many small ones": [n % 50 for n in range(900)],
+    "huge text": "\n".join(str(one) for one in conversation(random.Random(7), 12)),
+    "nested": {
+        "a": conversation(random.Random(8), 9),
+        "b": {"c": [conversation(random.Random(6), 9)]},
+    },
     "long list": ["a list of messages" * 10] * 40,
     "long mapping": {"a": noise(5, 5_000)},
 }
@@ -81,6 +96,24 @@ def same(value, other):
     return type(value) is type(other) and value == other
 
 
+def whole_key(raw):
+    return xxh3_128_digest(raw) + bytes(2)
+
+
+def is_cut(value, size, content_bytes_min):
+    """Whether a value of ``size`` bytes is a tree."""
+    parts = 2 if isinstance(value, (list, dict)) else 4
+    return size > parts * content_bytes_min
+
+
+class Prepared(NamedTuple):
+    """A save that was prepared, and not committed yet."""
+
+    key: str
+    value: Any
+    operation: Any
+
+
 class LMDBMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
@@ -95,11 +128,18 @@ class LMDBMachine(RuleBasedStateMachine):
         self.snapshots = []
         self.tokens = []
         self.backups = {}  # by name: the model, and the addresses, when it was made
+        self.prepared = []
         self.store = None
 
-    @initialize(durability=st.sampled_from(["full", "relaxed"]))
-    def begin_store(self, durability):
+    @initialize(
+        durability=st.sampled_from(["full", "relaxed"]),
+        content_bytes_min=st.sampled_from(
+            [CONTENT_BYTES_SMALL, CONTENT_BYTES_SMALL, CONTENT_BYTES_MIN]
+        ),
+    )
+    def begin_store(self, durability, content_bytes_min):
         self.path = self.place / "store"
+        self.content_bytes_min = content_bytes_min
         self.open(durability)
 
     def open(self, durability):
@@ -108,7 +148,7 @@ class LMDBMachine(RuleBasedStateMachine):
             clock=self.clock,
             durability=durability,
             segment_bytes_max=SEGMENT_BYTES_MAX,
-            content_bytes_min=CONTENT_BYTES_MIN,
+            content_bytes_min=self.content_bytes_min,
             upkeep_interval=math.inf,  # upkeep is what a rule does
         )
 
@@ -202,8 +242,84 @@ class LMDBMachine(RuleBasedStateMachine):
             with pytest.raises(UnsupportedError):
                 self.verbs.increment(key, delta)
 
-    @rule(key=keys, items=st.lists(st.sampled_from(["item", 1, "z" * 3000]), max_size=2))
-    def extend(self, key, items):
+    # -- large values -----------------------------------------------------------------------
+
+    def grown(self, source, chance):
+        """What a key holds, edited; or the beginning of something."""
+        held = self.seen.get(source)
+        value = None if held is None else held.value
+        if not isinstance(value, (list, dict, str, bytes)):
+            return conversation(chance, chance.randint(0, 25))
+        if len(serialized(value)) > LARGE_BYTES_MAX and not isinstance(value, dict):
+            value = value[len(value) // 2 :]
+        return edited(value, chance)
+
+    @rule(
+        key=keys, source=keys, seed=picks, how=st.sampled_from(["save", "add", "update"]), ttl=ttls
+    )
+    def save_edited(self, key, source, seed, how, ttl):
+        value = self.grown(source, random.Random(seed))
+        if how == "save":
+            self.verbs.save(key, value, ttl)
+            self.put(key, value, ttl)
+        elif how == "update":
+            self.verbs.update(key, lambda _: value)
+            self.put_keeping_expiry(key, value)
+        elif key not in self.seen:
+            assert self.verbs.add(key, value, ttl) is True
+            self.put(key, value, ttl)
+
+    @rule(key=keys, seed=picks, steps=st.integers(2, 8))
+    def save_each_edit(self, key, seed, steps):
+        """As an agent does: whole, after every step."""
+        chance = random.Random(seed)
+        for _ in range(steps):
+            value = self.grown(key, chance)
+            self.verbs.save(key, value)
+            self.put(key, value, None)
+
+    @rule(chosen=st.lists(keys, min_size=2, max_size=5), seed=picks, ttl=ttls)
+    def save_edits_together(self, chosen, seed, ttl):
+        """The same with a little difference, or with none, in one commit."""
+        chance = random.Random(seed)
+        value = self.grown(chosen[0], chance)
+        pairs = {}
+        for key in chosen:
+            pairs[key] = value
+            value = edited(value, chance) if chance.random() < 0.7 else value
+        assert self.verbs.save_many(pairs, ttl) == len(pairs)
+        for key, one in pairs.items():
+            self.put(key, one, ttl)
+
+    @precondition(lambda self: self.tx is None)
+    @rule(key=keys, source=keys, seed=picks)
+    def prepare(self, key, source, seed):
+        """A save that looks for chunks now and comes behind the gate later, as beside others."""
+        value = self.grown(source, random.Random(seed))
+        operation = self.store._preparer.save(key, value, None, 0)
+        self.prepared.append(Prepared(key, value, operation))
+
+    @precondition(lambda self: self.tx is None and self.prepared)
+    @rule(pick=picks, together=st.booleans())
+    def commit_prepared(self, pick, together):
+        some = self.prepared if together else [self.prepared[pick % len(self.prepared)]]
+        self.store._engine.committer.commit([one.operation for one in some], full=False)
+        for one in some:
+            self.put(one.key, one.value, None)
+        self.prepared = [one for one in self.prepared if one not in some]
+
+    @rule(
+        key=keys,
+        seed=picks,
+        number=st.integers(0, 40),
+        kind=st.sampled_from(["message", "int", "text"]),
+    )
+    def extend(self, key, seed, number, kind):
+        chance = random.Random(seed)
+        if kind == "message":
+            items = [message(chance) for _ in range(number // 4)]
+        else:
+            items = list(range(number)) if kind == "int" else ["z" * 3000] * (number // 20)
         held = self.seen.get(key)
         before = [] if held is None else held.value
         if isinstance(before, list):
@@ -213,10 +329,19 @@ class LMDBMachine(RuleBasedStateMachine):
             else:
                 assert self.verbs.extend(key, items) == len(after)
             self.put_keeping_expiry(key, after)
-            assert self.verbs.load_range(key, 1, -1) == after[1:-1]
         else:
             with pytest.raises(UnsupportedError):
                 self.verbs.extend(key, items)
+
+    @rule(key=keys, start=st.integers(-40, 40), stop=st.one_of(st.none(), st.integers(-40, 60)))
+    def load_range(self, key, start, stop):
+        held = self.seen.get(key)
+        value = [] if held is None else held.value
+        if isinstance(value, list):
+            assert self.verbs.load_range(key, start, stop) == value[start:stop]
+        else:
+            with pytest.raises(UnsupportedError):
+                self.verbs.load_range(key, start, stop)
 
     @rule(key=keys, ttl=ttls)
     def touch(self, key, ttl):
@@ -459,7 +584,7 @@ class LMDBMachine(RuleBasedStateMachine):
         for view, model, now in self.snapshots:
             self.check_snapshot(view, model, now)
             view.close()
-        self.snapshots = []
+        self.snapshots, self.prepared = [], []
         self.keep_tokens()
         self.store.close()
 
@@ -547,29 +672,70 @@ class LMDBMachine(RuleBasedStateMachine):
                 left = None if held.expires_at is None else held.expires_at - self.clock()
                 assert self.verbs.ttl(key) == left
 
+    def whole(self, value):
+        """The bytes of a value that is one content; None for any other."""
+        raw = serialized(value)
+        if len(raw) < self.content_bytes_min or is_cut(value, len(raw), self.content_bytes_min):
+            return None
+        return raw
+
     @invariant()
     def content_is_held_exactly_as_long_as_something_refers_to_it(self):
         if self.store is None:
             return
-        references = Counter(self.addresses.values())
-        for held in self.model.values():
-            raw = serialized(held.value)
-            if len(raw) >= CONTENT_BYTES_MIN:
-                references[raw] += 1
+        chunks = chunks_of(self.store)
+        self.check_contents(chunks)
+        self.check_trees(chunks)
+        stats = self.store.stats()
+        nodes = sum(map(is_node, chunks.rows))
+        references = sum(row.references for row in chunks.rows.values())
+        assert (stats.contents, stats.content_nodes) == (len(chunks.rows) - nodes, nodes)
+        assert stats.content_references == references
+        expired = len(self.model) - len(there(self.model, self.clock()))
+        assert (stats.keys, stats.expired) == (len(self.model), expired)  # until they are swept
+
+    def check_contents(self, chunks):
+        """Those that are known as a whole; any of them may be a leaf too."""
+        held = Counter(self.addresses.values())
+        held.update(self.whole(one.value) for one in self.model.values())
+        del held[None]
+        for raw, times in held.items():
+            row = chunks.rows[whole_key(raw)]
+            assert row.raw_length == len(raw)
+            assert row.references >= times
         for address, raw in self.known_addresses.items():
-            assert self.store.content.exists(address) is (raw in references)
-            if raw in references:
+            is_there = whole_key(raw) in chunks.rows
+            assert is_there or raw not in held
+            assert self.store.content.exists(address) is is_there
+            if is_there:
                 assert self.store.content.get(address) == raw
             else:
                 with pytest.raises(KeyNotFoundError):
                     self.store.content.get(address)
-        stats = self.store.stats()
-        assert (stats.contents, stats.content_references) == (
-            len(references),
-            references.total(),
-        )
-        expired = len(self.model) - len(there(self.model, self.clock()))
-        assert (stats.keys, stats.expired) == (len(self.model), expired)  # until they are swept
+
+    def check_trees(self, chunks):
+        """Equal values refer to the same chunks; what is small or whole is no tree."""
+        roots = {}
+        for key, one in self.model.items():
+            raw, root = serialized(one.value), chunks.roots[key.encode()]
+            if len(raw) < self.content_bytes_min:
+                assert root == ()
+            elif self.whole(one.value) is not None:
+                assert root == (whole_key(raw),)
+            assert roots.setdefault((type(one.value), raw), root) == root
+
+    def check_trees_anew(self):
+        """A store that knows nothing cuts every value alike, whatever its history here was."""
+        held = chunks_of(self.store)
+        options = {"content_bytes_min": self.content_bytes_min, "upkeep_interval": math.inf}
+        with LMDBStore(self.place / "anew", durability="relaxed", **options) as store:
+            for key, one in self.model.items():
+                store.save(key, one.value)
+            anew = chunks_of(store)
+        for key in self.model:
+            encoded = key.encode()
+            assert held.roots[encoded] == anew.roots[encoded], key
+            assert held.under(key) == anew.under(key), key
 
     def teardown(self):
         try:
@@ -581,6 +747,7 @@ class LMDBMachine(RuleBasedStateMachine):
                     view.close()
                 report = self.store.verify(deep=True)
                 assert report.ok, report.problems
+                self.check_trees_anew()
         finally:
             if self.store is not None:
                 self.store.close()
