@@ -33,6 +33,7 @@ from kvsage.log.format import (
     IS_TREE,
     NODE,
     PACK,
+    PUT,
     TreeItem,
     decode_tree,
     is_node,
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 
     from kvsage.engine.engine import Engine
     from kvsage.index.env import Txn
+    from kvsage.index.keydir import Row
+    from kvsage.log.format import LogEntry
 
 EXPANDED_BYTES_MAX = 256 << 10  # what a node stands for is kept in one piece up to this
-DEPTH_MAX = 400  # nodes within nodes: a dozen for anything that kvsage writes
+DEPTH_MAX = 160  # nodes within nodes: a dozen in any tree that is not made up of nesting alone
 
 
 def raw_content(engine: Engine, key: bytes, row: ContentRow) -> bytes:
@@ -120,6 +123,18 @@ def node_value(engine: Engine, key: bytes, row: ContentRow) -> bytes:
     return value
 
 
+def put_entry(engine: Engine, key: bytes, row: Row) -> LogEntry:
+    """The entry of a key that is there.
+
+    Raises:
+        Mismatch: the log does not hold it there.
+    """
+    entry = engine.read_entry(key, row)
+    if (entry.kind, entry.flags, entry.expires_ms) != (PUT, row.flags, row.expires_ms):
+        raise Mismatch(row.segment, row.offset)
+    return entry
+
+
 def content_row(engine: Engine, txn: Txn, key: bytes) -> ContentRow:
     """The row of a content.
 
@@ -159,14 +174,20 @@ class Assembler:
             raise Mismatch
         return self.content(value[: CONTENT_KEY.size])
 
-    def content(self, key: bytes) -> bytes:
+    def content(self, key: bytes, length: int | None = None) -> bytes:
         """The raw bytes of a content that is no node.
 
+        Args:
+            key: its content key.
+            length: how long it is, where that is known.
+
         Raises:
-            Mismatch: it is not there.
+            Mismatch: it is not there, or of another length.
             CorruptionError: it cannot be decompressed; where.
         """
         row = content_row(self._engine, self._txn, key)
+        if length is not None and row.raw_length != length:
+            raise Mismatch(row.segment, row.offset)
         self.newest = max(self.newest, row.seq)
         try:
             return raw_content(self._engine, key, row)
@@ -186,7 +207,7 @@ class Assembler:
             if literal:
                 piece = literal
             elif not is_node(key):
-                piece = self.content(key)
+                piece = self.content(key, length)
             elif length > EXPANDED_BYTES_MAX:
                 self._gather(self.node(key, length), pieces, depth + 1)
                 continue

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kvsage.engine.checkpoint import find_damage
 from kvsage.engine.assembling import content_entry
+from kvsage.engine.checkpoint import find_damage
 from kvsage.engine.content import Mismatch, content_hash, decode_content, unpack_pack
 from kvsage.engine.references import content_rows
 from kvsage.engine.tree import node_key
 from kvsage.errors import CorruptionError
-from kvsage.index.contents import decode_content_row
+from kvsage.index.contents import ContentRow, decode_content_row
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import expiry_key
 from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
@@ -247,7 +247,7 @@ class Check:
     def _contents(self) -> None:
         """Every content leads to its entry and counts its references."""
         references, contents = self._references, self._engine.index.contents
-        for key, data in self._txn.cursor(contents):
+        for data in self._txn.cursor(contents).iternext(keys=False, values=True):
             references.update(split_keys(decode_content_row(data).children))
         for key, data in self._txn.cursor(contents):
             row = decode_content_row(data)
@@ -256,21 +256,26 @@ class Check:
             count = references.pop(key, 0)
             if count != row.references:
                 self._problem(f"a content has {count} references, not {row.references}", *where)
-            try:
-                kind, flags, value = content_entry(self._engine, key, row)
-            except Mismatch:
-                self._problem("a content's row does not lead to it", *where)
-                continue
-            held_in = LogEntry(row.seq, 0, kind, flags, key, bytes(value))
-            said = dict(content_rows(held_in, row[:3])) if possible(held_in) else {}
-            if key not in said:
-                self._problem("a content's row leads to something else", *where)
-            elif said[key]._replace(references=row.references) != row:
-                self._problem("a content's row says other than its entry", *where)
-            elif row.segment not in self._listed:
-                self._problem("a content's row leads to a file that does not count", *where)
+            self._content_row(key, row)
         for key in references:
             self._problem(f"the content {key[:16].hex()} is missing")
+
+    def _content_row(self, key: bytes, row: ContentRow) -> None:
+        """A content's row leads to the entry that holds it, and says what that says."""
+        where = (row.segment, row.offset)
+        try:
+            kind, flags, value = content_entry(self._engine, key, row)
+        except Mismatch:
+            self._problem("a content's row does not lead to it", *where)
+            return
+        entry = LogEntry(row.seq, 0, kind, flags, key, bytes(value))
+        said = dict(content_rows(entry, row[:3])) if possible(entry) else {}
+        if key not in said:
+            self._problem("a content's row leads to something else", *where)
+        elif said[key]._replace(references=row.references) != row:
+            self._problem("a content's row says other than its entry", *where)
+        elif row.segment not in self._listed:
+            self._problem("a content's row leads to a file that does not count", *where)
 
     def _expiry(self) -> None:
         """The expiry index holds exactly the rows that expire."""

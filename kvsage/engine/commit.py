@@ -489,7 +489,9 @@ class Committer:
                     value = refers + CONTENT_HEAD.pack(len(content.raw))
                     flags |= IS_CONTENT
                 else:
-                    value, refers = placing.tree(content)
+                    # An earlier operation of the batch may have ended what was seen.
+                    unchanged = content.seen == seq - 1 and not results
+                    value, refers = placing.tree(content, unchanged=unchanged)
                     flags |= IS_TREE
                 entries += placing.entries
                 self._raw += placing.raw

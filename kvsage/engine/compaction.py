@@ -240,7 +240,9 @@ class Judge:
         """A PACK with those of its contents that are live; None where none is."""
         said = decode_pack(framed[ENTRY_BYTES:])
         if said is None:
-            raise CorruptionError("the contents of a pack do not fill it", *at)
+            raise CorruptionError(
+                "the contents of a pack do not fill it", segment=at[0], offset=at[1]
+            )
         here, db = PLACE.pack(*at), self._engine.index.contents
         live = {
             one.key for one in said.contents if (txn.get(one.key, None, db) or b"").startswith(here)

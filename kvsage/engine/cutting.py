@@ -20,7 +20,7 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgpack import Unpacker
+from msgpack import OutOfData, Unpacker
 from xxhash import xxh3_64_intdigest
 
 from kvsage.log.format import MSGPACK
@@ -28,8 +28,13 @@ from kvsage.log.format import MSGPACK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvsage.engine.layouts import Layouts
+    from kvsage.engine.tree import Piece
+
+PIECE_UNIT_LEAST = 4096
 LITERAL_BYTES_MAX = 64  # a shorter run is not worth an entry of its own
 SMALL_BYTES = 32  # elements below this on average are cut as bytes are
+KEY_ROOM = 256
 DEPTH_MAX = 32  # deeper lists and mappings are cut as bytes are
 
 
@@ -58,8 +63,12 @@ class Sizes(NamedTuple):
 
 
 def sizes_for(content_bytes_min: int) -> Sizes:
-    """The sizes for a store that takes values from ``content_bytes_min`` on for content."""
-    small = content_bytes_min // 2
+    """The sizes for a store that takes values from ``content_bytes_min`` on for content.
+
+    Pieces are not smaller than they are by default: short values may well be worth storing once,
+    but a piece costs 150 bytes and some 15 us on top of what it holds.
+    """
+    small = max(content_bytes_min, PIECE_UNIT_LEAST) // 2
     return Sizes(
         least=small,
         spread=small,
@@ -81,6 +90,7 @@ class Part(NamedTuple):
         elements: of the list or mapping that it is a part of, how many begin in it.
         is_literal: whether it is too short to be stored for itself.
         parts: what it is cut into; None for a piece that stays whole.
+        node: the node over several pieces that is known already.
     """
 
     start: int
@@ -88,13 +98,21 @@ class Part(NamedTuple):
     elements: int
     is_literal: bool = False
     parts: list[Part] | None = None
+    node: Piece | None = None
 
 
-def cut(codec: int, data: bytes, sizes: Sizes) -> list[Part] | None:
-    """The parts of a serialized value, in their order; None where it stays whole."""
-    if len(data) <= sizes.whole:
+def cut(codec: int, data: bytes, sizes: Sizes, layouts: Layouts | None = None) -> list[Part] | None:
+    """The parts of a serialized value, in their order; None where it stays whole.
+
+    Args:
+        codec: of the value.
+        data: the value.
+        sizes: of the parts.
+        layouts: how lists were cut before.
+    """
+    if len(data) <= (sizes.whole if codec == MSGPACK else sizes.text_whole):
         return None
-    cutter = Cutter(data, sizes)
+    cutter = Cutter(data, sizes, layouts)
     parts = cutter.value(0, len(data)) if codec == MSGPACK else cutter.text(0, len(data))
     return None if parts is None or len(parts) == 1 else parts
 
@@ -103,14 +121,11 @@ def cut(codec: int, data: bytes, sizes: Sizes) -> list[Part] | None:
 
 ARRAY, MAP, TEXT = 1, 2, 3
 # By first byte: what begins there and how long its header is. Numbers and the like are not here.
-HEADERS = {
-    **{byte: (MAP, 1) for byte in range(0x80, 0x90)},
-    **{byte: (ARRAY, 1) for byte in range(0x90, 0xA0)},
-    **dict(zip((0xDC, 0xDD, 0xDE, 0xDF), ((ARRAY, 3), (ARRAY, 5), (MAP, 3), (MAP, 5)), strict=True)),
-    **dict(zip((0xD9, 0xDA, 0xDB), ((TEXT, 2), (TEXT, 3), (TEXT, 5)), strict=True)),
-    **dict(zip((0xC4, 0xC5, 0xC6), ((TEXT, 2), (TEXT, 3), (TEXT, 5)), strict=True)),
-    **dict(zip((0xC7, 0xC8, 0xC9), ((TEXT, 3), (TEXT, 4), (TEXT, 6)), strict=True)),
-}
+HEADERS = dict.fromkeys(range(0x80, 0x90), (MAP, 1)) | dict.fromkeys(range(0x90, 0xA0), (ARRAY, 1))
+HEADERS |= {0xDC: (ARRAY, 3), 0xDD: (ARRAY, 5), 0xDE: (MAP, 3), 0xDF: (MAP, 5)}
+HEADERS |= {0xD9: (TEXT, 2), 0xDA: (TEXT, 3), 0xDB: (TEXT, 5)}  # text
+HEADERS |= {0xC4: (TEXT, 2), 0xC5: (TEXT, 3), 0xC6: (TEXT, 5)}  # bytes
+HEADERS |= {0xC7: (TEXT, 3), 0xC8: (TEXT, 4), 0xC9: (TEXT, 6)}  # extension types
 # What a tuple or a registered object begins with: an array, and in it one of these.
 HEADS = (b"\xc7\x00\x08", b"\xc7\x00\x09")
 HEAD_BYTES = 3
@@ -147,16 +162,22 @@ def is_dense(count: int, body_bytes: int) -> bool:
     return body_bytes < SMALL_BYTES * count
 
 
-def ends_of(data: memoryview, count: int, *, header: int = 0, pairs: bool = False) -> list[int]:
-    """Where each of ``count`` elements ends that stand behind a header in ``data``."""
+def ends_of(data: memoryview, count: int, *, pairs: bool = False) -> list[int]:
+    """Where each of the first ``count`` values in ``data`` ends; of pairs, if that is wanted.
+
+    Raises:
+        msgpack.UnpackException, ValueError: there are not so many.
+    """
     unpacker = Unpacker(max_buffer_size=0)
-    unpacker.feed(data[header:] if header else data)
+    unpacker.feed(data)
     skip, tell = unpacker.skip, unpacker.tell
-    if pairs:
-        ends = [skip() or skip() or tell() for _ in range(count)]
-    else:
-        ends = [skip() or tell() for _ in range(count)]
-    return [header + end for end in ends] if header else ends
+    ends = []
+    for _ in range(count):
+        skip()
+        if pairs:
+            skip()
+        ends.append(tell())
+    return ends
 
 
 # -- cutting ------------------------------------------------------------------------------------
@@ -179,30 +200,39 @@ ANCHORS = tuple(
 class Cutter:
     """Cuts one value."""
 
-    def __init__(self, data: bytes, sizes: Sizes) -> None:
+    def __init__(self, data: bytes, sizes: Sizes, layouts: Layouts | None = None) -> None:
         self._data = data
         self._view = memoryview(data)
         self._sizes = sizes
+        self._layouts = layouts
 
     def value(self, start: int, end: int, depth: int = 0) -> list[Part] | None:
         """The parts of the MessagePack value at ``start``; None where it stays whole."""
         if end - start <= self._sizes.whole:
             return None
+        kind, header, _ = counted(self._view[start : start + 8])
+        if kind in {ARRAY, MAP} and depth < DEPTH_MAX:
+            return self._container(start, end, depth)
+        if end - start <= self._sizes.text_whole:
+            return None
+        head = [Part(start, start + header, 0, is_literal=True)] if header else []
+        return head + self.text(start + header, end)
+
+    def _container(self, start: int, end: int, depth: int) -> list[Part]:
+        """The parts of a list or mapping, its header first."""
         kind, header, count = counted(self._view[start : start + 8])
         body = start + header
         if kind == ARRAY and is_headed(self._data, body):
             body, count = body + HEAD_BYTES, count - 1
-        if kind in {ARRAY, MAP} and depth < DEPTH_MAX:
-            head = Part(start, body, 0, is_literal=True)
-            if is_dense(count, end - body):
-                return [head, *self.text(body, end)]
-            ends = ends_of(self._view[body:end], count, pairs=kind == MAP)
-            return [head, *self.elements(ends, body, depth=depth, pairs=kind == MAP)]
-        if end - start <= self._sizes.text_whole:
-            return None
-        if kind == TEXT:
-            return [Part(start, body, 0, is_literal=True), *self.text(body, end)]
-        return self.text(start, end)
+        parts = [Part(start, body, 0, is_literal=True)]
+        if is_dense(count, end - body):
+            return parts + self.text(body, end)
+        if self._layouts is not None and kind == ARRAY:
+            for node in self._layouts.reused(self._data, body):
+                body, count = body + node.length, count - node.elements
+                parts.append(Part(node.start, body, node.elements, node=node))
+        ends = ends_of(self._view[body:end], count, pairs=kind == MAP)
+        return parts + self.elements(ends, body, depth=depth, pairs=kind == MAP)
 
     def elements(
         self, ends: Sequence[int], base: int, *, depth: int = 0, pairs: bool = False
@@ -227,7 +257,7 @@ class Cutter:
             if size > whole:
                 split = start
                 if pairs:
-                    split += ends_of(self._view[base + start : base + end], 1)[0]
+                    split += self._key_length(base + start, base + end)
                 if split > run:
                     parts.append(self._run(base + run, base + split, at - first + pairs))
                 inside = self.value(base + split, base + end, depth + 1)
@@ -244,6 +274,13 @@ class Cutter:
         if count and ends[-1] > run:
             parts.append(self._run(base + run, base + ends[-1], count - first))
         return parts
+
+    def _key_length(self, start: int, end: int) -> int:
+        """Bytes of the key of a pair; keys are short, and a whole pair is dear to copy."""
+        try:
+            return ends_of(self._view[start : min(end, start + KEY_ROOM)], 1)[0]
+        except OutOfData:
+            return ends_of(self._view[start:end], 1)[0]
 
     @staticmethod
     def _run(start: int, end: int, elements: int) -> Part:

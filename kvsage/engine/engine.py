@@ -15,8 +15,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from xxhash import xxh3_64_intdigest
-
 from kvsage.engine.commit import Committer
 from kvsage.engine.consumers import oldest_needed
 from kvsage.engine.content import Mismatch, RawCache
@@ -45,11 +43,6 @@ from kvsage.index.segments import (
 from kvsage.log.format import (
     BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
-    CONTENT,
-    CONTENT_HEAD,
-    CONTENT_KEY,
-    ENTRY,
-    ENTRY_BYTES,
     FORMAT,
     HEADER,
     IDENTITY,
@@ -76,7 +69,6 @@ if TYPE_CHECKING:
 
     from kvsage.clock import Clock
     from kvsage.fs import Disk
-    from kvsage.index.contents import ContentRow
     from kvsage.index.env import Index, Txn
     from kvsage.options import StoreOptions
 

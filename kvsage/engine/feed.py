@@ -19,6 +19,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
+from kvsage.engine.assembling import Assembler
 from kvsage.engine.changes import (
     Piece,
     Stand,
@@ -28,9 +29,8 @@ from kvsage.engine.changes import (
     refuse_lost,
 )
 from kvsage.engine.consumers import Record, consumer_key, find, put
-from kvsage.engine.assembling import Assembler
 from kvsage.engine.content import Mismatch, Missing
-from kvsage.engine.snapshot import EPOCH, View, bounds, instant
+from kvsage.engine.snapshot import EPOCH, bounds, instant
 from kvsage.errors import (
     ChangesLostError,
     ConfigError,

@@ -10,7 +10,9 @@ from __future__ import annotations
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
-from kvsage.engine.assembling import Assembler, items_of
+from msgpack import UnpackException
+
+from kvsage.engine.assembling import Assembler, items_of, put_entry
 from kvsage.engine.content import Mismatch
 from kvsage.engine.cutting import (
     ARRAY,
@@ -24,7 +26,7 @@ from kvsage.engine.cutting import (
 from kvsage.engine.tree import TOP_MAX, Piece, group, held, pieces_of
 from kvsage.errors import CorruptionError, ValueTooLargeError
 from kvsage.index.keydir import decode_row
-from kvsage.log.format import CODEC_MASK, IS_TREE, MSGPACK, PUT, is_node
+from kvsage.log.format import CODEC_MASK, IS_TREE, MSGPACK, is_node
 from kvsage.serialization import pack
 from kvsage.store import not_a_list
 
@@ -80,9 +82,7 @@ class Growth:
         if row is None or 0 < row.expires_ms <= engine.clock() * 1000:
             return MSGPACK, 0, *self._appended(key, EMPTY)
         try:
-            entry = engine.read_entry(key, row)
-            if (entry.kind, entry.flags, entry.expires_ms) != (PUT, row.flags, row.expires_ms):
-                raise Mismatch
+            entry = put_entry(engine, key, row)
             return MSGPACK, row.expires_ms, *self._grown(Assembler(engine, txn), key, entry)
         except Mismatch as error:
             raise CorruptionError(
@@ -93,7 +93,7 @@ class Growth:
         self, assembler: Assembler, key: bytes, entry: LogEntry
     ) -> tuple[bytes, Content | Tree | None]:
         if entry.flags & IS_TREE and entry.flags & CODEC_MASK == MSGPACK:
-            tree = self._grown_tree(assembler, items_of(entry.value))
+            tree = self._grown_tree(assembler, key, items_of(entry.value))
             if tree is not None:
                 return b"", tree
         data = assembler.value(entry.flags, entry.value)
@@ -112,37 +112,37 @@ class Growth:
             raise not_a_list(key.decode(), codec.decode(key.decode(), MSGPACK, data))
         self.length = count + len(self._items)
         data = b"".join([array_header(self.length), memoryview(data)[header:], *self._items])
-        self._check(len(data))
+        self._check(key, len(data))
         if len(data) < self._preparer.content_bytes_min:
             return data, None
         return b"", self._preparer.large(MSGPACK, data)
 
-    def _check(self, size: int) -> None:
+    def _check(self, key: bytes, size: int) -> None:
         limit = self._preparer.codec.value_bytes_max
         if size > limit:
             raise ValueTooLargeError(
-                f"the list would take {size} bytes; at most {limit} "
+                f"the list of {key.decode()!r} would take {size} bytes; at most {limit} "
                 "(value_bytes_max, bytes_max) are stored"
             )
 
-    def _grown_tree(self, assembler: Assembler, items: Sequence[TreeItem]) -> Tree | None:
+    def _grown_tree(
+        self, assembler: Assembler, key: bytes, items: Sequence[TreeItem]
+    ) -> Tree | None:
         """The tree with the items; None where it must be cut anew as a whole."""
         count = list_count(items)
-        if count is None:
+        if count is None or len(items) == 1:
             return None
-        head, *top = held(items)
+        _, *top = held(items)
         added, before = b"".join(self._items), sum([piece.length for piece in top])
         self.length = count + len(self._items)
-        dense = is_dense(count, before)
-        if is_dense(self.length, before + len(added)) != dense:
-            return None
+        if is_dense(count, before) or is_dense(self.length, before + len(added)):
+            return None  # text is cut by what comes behind, too
         header = array_header(self.length)
         length = len(header) + before + len(added)
-        self._check(length)
+        self._check(key, length)
         levels = [top]
         while levels[-1][-1].level:
-            last = levels[-1][-1]
-            levels.append(held(assembler.node(last.key, last.length)))
+            levels.append(held(grouped_in(assembler, levels[-1][-1])))
         *pieces, last = levels.pop()
         base = b""
         if last.key and is_node(last.key):
@@ -150,21 +150,17 @@ class Growth:
         else:
             base = last.literal or assembler.content(last.key)
         raw = base + added
+        ends = element_ends(base, last.elements) if base else []
+        lengths = accumulate(map(len, self._items), initial=len(base))
         cutter = Cutter(raw, self._preparer.sizes)
-        if dense:
-            parts = cutter.text(0, len(raw))
-        else:
-            ends = ends_of(memoryview(base), last.elements) if base else []
-            lengths = accumulate(map(len, self._items), initial=len(base))
-            parts = cutter.elements([*ends, *islice(lengths, 1, None)], 0)
-        view = memoryview(raw)
-        pieces += pieces_of(view, parts)
+        parts = cutter.elements([*ends, *islice(lengths, 1, None)], 0)
+        pieces += pieces_of(raw, parts)
         while levels:
             pieces = levels.pop()[:-1] + group(pieces)
         while len(pieces) > TOP_MAX:
             pieces = group(pieces)
         root = [Piece(b"", len(header), 0, 0, header), *pieces]
-        return self._preparer.tree(root, view, length)
+        return self._preparer.tree(root, raw, length)
 
 
 def list_count(items: Sequence[TreeItem]) -> int | None:
@@ -174,6 +170,30 @@ def list_count(items: Sequence[TreeItem]) -> int | None:
         return None
     kind, header, count = counted(head)
     return count if kind == ARRAY and header == len(head) else None
+
+
+def grouped_in(assembler: Assembler, item: TreeItem | Piece) -> list[TreeItem]:
+    """The items of a node that groups those of the level below.
+
+    Raises:
+        Mismatch: it groups others, or nothing.
+    """
+    items = assembler.node(item.key, item.length)
+    if any(one.level != item.level - 1 for one in items):
+        raise Mismatch
+    return items
+
+
+def element_ends(data: bytes, count: int) -> list[int]:
+    """Where each of the first elements in a piece ends.
+
+    Raises:
+        Mismatch: it does not hold so many.
+    """
+    try:
+        return ends_of(memoryview(data), count)
+    except (UnpackException, ValueError) as error:
+        raise Mismatch from error
 
 
 def part_of(
@@ -212,14 +232,14 @@ def _collect(
         begin, end = max(first, at), min(last, at + item.elements)
         if begin < end:
             if item.level:
-                inside = assembler.node(item.key, item.length)
+                inside = grouped_in(assembler, item)
                 if sum([one.elements for one in inside]) != item.elements:
                     raise Mismatch
                 _collect(assembler, inside, wanted, at, pieces)
             else:
                 data = b"".join(assembler.joined([item]))
                 if end - begin < item.elements:
-                    ends = [0, *ends_of(memoryview(data), end - at)]
+                    ends = [0, *element_ends(data, end - at)]
                     data = data[ends[begin - at] : ends[end - at]]
                 pieces.append(data)
         at += item.elements

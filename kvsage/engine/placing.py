@@ -15,9 +15,10 @@ from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.assembling import EXPANDED_BYTES_MAX, node_value, raw_content
 from kvsage.engine.content import EXPANDED, NODE_VALUE, Mismatch, compress, place_of
+from kvsage.engine.cutting import sizes_for
 from kvsage.engine.references import References
-from kvsage.engine.tree import node_key
-from kvsage.errors import CorruptionError
+from kvsage.engine.tree import node_key, opened
+from kvsage.errors import CorruptionError, StoreFullError
 from kvsage.index.contents import ContentRow
 from kvsage.log.format import (
     CHECKSUM_BYTES,
@@ -25,9 +26,9 @@ from kvsage.log.format import (
     CONTENT_HEAD,
     CONTENT_KEY,
     ENTRY_BODY,
-    ENTRY_BYTES,
     NODE,
     NODE_NUMBER,
+    NUMBER_END,
     PACK,
     TreeItem,
     decode_pack,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from kvsage.index.env import Txn
 
 HASH_BYTES = 16
+NO_SIZES = sizes_for(0)
 
 
 class Placing:
@@ -59,19 +61,15 @@ class Placing:
     def __init__(
         self, engine: Engine, txn: Txn, at: tuple[int, int, int], fresh: dict[bytes, bytes]
     ) -> None:
-        """
-        Args:
-            engine: whose contents.
-            txn: the write transaction of the commit.
-            at: file id and offset where its first entry will stand, and seq of the commit.
-            fresh: the bytes of contents that the same batch brings, by content key; what this
-                operation adds is put there.
-        """  # noqa: D205, D212, D415
+        # The first entry will stand at a file id and an offset, and bear a seq. Of contents that
+        # the same batch brings ``fresh`` has the bytes, those of this operation included.
         self._engine = engine
         self._segment, self._offset, self._seq = at
         self._fresh = fresh
         self._placed: dict[int, bytes] = {}  # content keys of leaves in packs, by id of the piece
-        self._raw = memoryview(b"")
+        self._raw = b""
+        self._sizes = NO_SIZES
+        self._unchanged = False
         self.references = References(engine.index, txn)
         self.entries: list[bytes] = []
         self.length = 0
@@ -91,20 +89,17 @@ class Placing:
         return key
 
     def find(
-        self, digest: bytes, raw: bytes | memoryview, equal_to: Place | None
+        self, digest: bytes, raw: bytes, equal_to: Place | None
     ) -> tuple[bytes, ContentRow | None]:
         """The content key that some bytes have, with its row; or the one that they would get."""
-        number = 0
-        while True:
+        for number in range(NODE_NUMBER):
             key = CONTENT_KEY.pack(digest, number)
             row = self.references.row(key)
             if row is None or self._is_same(key, row, raw, equal_to):
                 return key, row
-            number += 1
+        raise _too_many(NODE_NUMBER)
 
-    def _is_same(
-        self, key: bytes, row: ContentRow, raw: bytes | memoryview, equal_to: Place | None
-    ) -> bool:
+    def _is_same(self, key: bytes, row: ContentRow, raw: bytes, equal_to: Place | None) -> bool:
         """Whether the bytes are equal, whatever their hashes say."""
         if row.raw_length != len(raw):
             return False
@@ -116,18 +111,16 @@ class Placing:
         except (Mismatch, CorruptionError):
             return False  # what is damaged is equal to nothing
 
-    def _compress(self, raw: bytes | memoryview) -> tuple[int, bytes]:
-        return compress(bytes(raw), self._engine.options.compression_level)
+    def _compress(self, raw: bytes) -> tuple[int, bytes]:
+        return compress(raw, self._engine.options.compression_level)
 
-    def _add_content(
-        self, key: bytes, raw: bytes | memoryview, flags: int, stored: bytes
-    ) -> None:
+    def _add_content(self, key: bytes, raw: bytes, flags: int, stored: bytes) -> None:
         place = self._frame(CONTENT, flags, key, CONTENT_HEAD.pack(len(raw)) + stored)
         self._add(key, ContentRow(*place, self._seq, len(raw), 0, 0, place[2]), raw)
 
-    def _add(self, key: bytes, row: ContentRow, raw: bytes | memoryview) -> None:
+    def _add(self, key: bytes, row: ContentRow, raw: bytes) -> None:
         self.references.add(key, row)
-        self._fresh[key] = raw = bytes(raw)
+        self._fresh[key] = raw
         self.raw.append((place_of(row), raw))
 
     def _frame(self, kind: int, flags: int, key: bytes, value: bytes) -> tuple[int, int, int]:
@@ -141,9 +134,15 @@ class Placing:
 
     # -- trees ------------------------------------------------------------------------------
 
-    def tree(self, tree: Tree) -> tuple[bytes, bytes]:
-        """The value of a PUT that is a tree, and the content keys that it refers to."""
-        self._raw = tree.raw
+    def tree(self, tree: Tree, *, unchanged: bool = False) -> tuple[bytes, bytes]:
+        """The value of a PUT that is a tree, and the content keys that it refers to.
+
+        Args:
+            tree: what was prepared.
+            unchanged: whether nothing has been committed since.
+        """
+        self._raw, self._sizes = tree.raw, tree.sizes
+        self._unchanged = unchanged
         for pack in tree.packs:
             self._pack(pack)
         value, keys = self._encode(tree.pieces)
@@ -169,13 +168,9 @@ class Placing:
         key = self._placed.get(id(piece))
         if key is not None:
             return key
-        if not piece.is_new:
+        if not piece.is_new or self._is_where_it_was(piece):
             return piece.key
-        if piece.place is not None:
-            row = self.references.row(piece.key)
-            if row is not None and place_of(row) == piece.place:
-                return piece.key
-        if piece.pieces is not None:
+        if piece.is_node:
             return self._node(piece)
         raw = self._raw_of(piece)
         key, row = self.find(piece.key[:HASH_BYTES], raw, None)
@@ -183,14 +178,21 @@ class Placing:
             self._add_content(key, raw, *self._compress(raw))
         return key
 
-    def _raw_of(self, piece: Piece) -> memoryview:
+    def _is_where_it_was(self, piece: Piece) -> bool:
+        if piece.place is None or self._unchanged:
+            return piece.place is not None
+        row = self.references.row(piece.key)
+        return row is not None and place_of(row) == piece.place
+
+    def _raw_of(self, piece: Piece) -> bytes:
         return self._raw[piece.start : piece.start + piece.length]
 
     def _node(self, piece: Piece) -> bytes:
-        assert piece.pieces is not None
+        if piece.pieces is None:  # it was there when it was prepared
+            piece.pieces = opened(piece, self._raw, self._sizes)
         value, children = self._encode(piece.pieces)
-        digest, number = node_key(value)[:HASH_BYTES], NODE_NUMBER
-        while True:
+        digest = node_key(value)[:HASH_BYTES]
+        for number in range(NODE_NUMBER, NUMBER_END):
             key = CONTENT_KEY.pack(digest, number)
             row = self.references.row(key)
             if row is None:
@@ -200,11 +202,11 @@ class Placing:
                 self._fresh[key] = value
                 self.raw.append(((*place[:2], NODE_VALUE), value))
                 if piece.start >= 0 and piece.length <= EXPANDED_BYTES_MAX:
-                    self.raw.append(((*place[:2], EXPANDED), bytes(self._raw_of(piece))))
+                    self.raw.append(((*place[:2], EXPANDED), self._raw_of(piece)))
                 return key
             if self._is_same_node(key, row, value):
                 return key
-            number += 1
+        raise _too_many(NUMBER_END - NODE_NUMBER)
 
     def _is_same_node(self, key: bytes, row: ContentRow, value: bytes) -> bool:
         fresh = self._fresh.get(key)
@@ -224,7 +226,7 @@ class Placing:
         if all(row is not None for *_, row in found):
             return  # all of them have come meanwhile
         if len(found) == 1:
-            (_, key, raw, _), = found
+            ((_, key, raw, _),) = found
             self._add_content(key, raw, pack.flags, pack.stored)
             return
         value = encode_pack([(key, leaf.length) for leaf, key, _, _ in found], pack.stored)
@@ -237,3 +239,7 @@ class Placing:
                 self._add(key, ContentRow(*place, *counts), raw)
             else:
                 self.references.waste(place[0], packed.share)
+
+
+def _too_many(count: int) -> StoreFullError:
+    return StoreFullError(f"{count} different contents share one hash; there is no number for more")

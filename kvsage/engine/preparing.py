@@ -6,16 +6,18 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
-from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
 from kvsage.engine.assembling import EXPANDED_BYTES_MAX, Assembler, raw_content
+from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
 from kvsage.engine.content import Content, Mismatch, compress, content_hash, place_of
 from kvsage.engine.cutting import cut, sizes_for
 from kvsage.engine.growing import Growth
-from kvsage.engine.tree import Pack, Tree, pieces_of, topmost
+from kvsage.engine.layouts import Layouts
+from kvsage.engine.tree import Pack, Tree, opened, pieces_of, topmost
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
+from kvsage.index.segments import the_meta
 from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, ENTRY_BYTES, MSGPACK, PACKED, PUT
 from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from kvsage.engine.content import Place
-    from kvsage.engine.cutting import Part
+    from kvsage.engine.cutting import Part, Sizes
     from kvsage.engine.engine import Engine
     from kvsage.engine.tree import Piece
     from kvsage.index.contents import ContentRow
@@ -48,6 +50,7 @@ class Preparer:
             self.codec.value_bytes_max = bytes_max  # more could not stay for a moment
         self.content_bytes_min = options.content_bytes_min
         self.sizes = sizes_for(options.content_bytes_min)
+        self._layouts = Layouts()
         self._level = options.compression_level
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)
@@ -118,7 +121,7 @@ class Preparer:
 
     def large(self, codec: int, data: bytes) -> Content | Tree:
         """A serialized value that is stored as content: whole, or as a tree where it can be cut."""
-        parts = cut(codec, data, self.sizes)
+        parts = cut(codec, data, self.sizes, self._layouts)
         return self.content(data) if parts is None else self._tree(data, parts)
 
     def content(self, raw: bytes) -> Content:
@@ -132,10 +135,10 @@ class Preparer:
         return Content(digest, raw, flags, stored, None)
 
     def _tree(self, data: bytes, parts: list[Part]) -> Tree:
-        raw = memoryview(data)
-        return self.tree(topmost(pieces_of(raw, parts)), raw, len(data))
+        pieces = pieces_of(data, parts, self._layouts)
+        return self.tree(topmost(pieces, data, self._layouts), data, len(data))
 
-    def tree(self, pieces: list[Piece], raw: memoryview, length: int) -> Tree:
+    def tree(self, pieces: list[Piece], raw: bytes, length: int) -> Tree:
         """A tree whose new leaves are compressed, several together.
 
         Args:
@@ -145,6 +148,7 @@ class Preparer:
         """
         with self._looking() as look:
             missing = look.missing(pieces, raw)
+            seen = look.seq
         packs: list[Pack] = []
         leaves: list[Piece] = []
         size = 0
@@ -157,10 +161,11 @@ class Preparer:
         if leaves:
             packs.append(self._pack(leaves, raw))
         room = sum([len(pack.stored) + PACK_OVERHEAD * len(pack.leaves) for pack in packs])
-        return Tree(pieces, raw, packs, length, ROOT_OVERHEAD + room)
+        return Tree(pieces, raw, packs, length, ROOT_OVERHEAD + room, self.sizes, seen)
 
-    def _pack(self, leaves: list[Piece], raw: memoryview) -> Pack:
-        joined = b"".join([raw[leaf.start : leaf.start + leaf.length] for leaf in leaves])
+    def _pack(self, leaves: list[Piece], raw: bytes) -> Pack:
+        view = memoryview(raw)
+        joined = b"".join([view[leaf.start : leaf.start + leaf.length] for leaf in leaves])
         return Pack(leaves, *compress(joined, self._level))
 
     @contextlib.contextmanager
@@ -168,7 +173,7 @@ class Preparer:
         engine = self._engine
         txn = engine.index.begin_read()
         try:
-            yield Look(engine, txn)
+            yield Look(engine, txn, self.sizes)
         except LmdbError as error:
             raise engine.index.error(error, "reading") from error
         finally:
@@ -178,12 +183,18 @@ class Preparer:
 class Look:
     """Finds contents that are there already, by comparing bytes."""
 
-    def __init__(self, engine: Engine, txn: Txn) -> None:
+    def __init__(self, engine: Engine, txn: Txn, sizes: Sizes) -> None:
         self._engine = engine
         self._txn = txn
+        self._sizes = sizes
         self._assembler = Assembler(engine, txn)
 
-    def equal(self, digest: bytes, raw: bytes | memoryview) -> Place | None:
+    @property
+    def seq(self) -> int:
+        """Of the last commit that it sees."""
+        return the_meta(self._txn).seq
+
+    def equal(self, digest: bytes, raw: bytes) -> Place | None:
         """Where a content with the very same bytes lies."""
         engine, number = self._engine, 0
         while True:
@@ -199,36 +210,46 @@ class Look:
                 return None  # what is damaged is equal to nothing
             number += 1
 
-    def missing(self, pieces: Iterable[Piece], raw: memoryview) -> list[Piece]:
+    def missing(self, pieces: Iterable[Piece], raw: bytes) -> list[Piece]:
         """The leaves that nobody has, each once; of the other pieces their place is noted."""
         found: dict[bytes, Piece] = {}
         self._look(pieces, raw, found)
         return list(found.values())
 
-    def _look(self, pieces: Iterable[Piece], raw: memoryview, missing: dict[bytes, Piece]) -> None:
+    def _look(self, pieces: Iterable[Piece], raw: bytes, missing: dict[bytes, Piece]) -> None:
         for piece in pieces:
             if not piece.is_new or piece.key in missing:
                 continue
             data = self._txn.get(piece.key, None, self._engine.index.contents)
-            if data is not None:
-                row = decode_content_row(data)
-                if self._is_there(piece, row, raw):
-                    piece.place = place_of(row)
-                    continue
-            if piece.pieces is not None:
+            if data is not None and self._note(piece, decode_content_row(data), raw):
+                continue
+            if piece.is_node:
+                if piece.pieces is None:
+                    piece.pieces = opened(piece, raw, self._sizes)
                 self._look(piece.pieces, raw, missing)
             elif data is None:
                 missing[piece.key] = piece
 
-    def _is_there(self, piece: Piece, row: ContentRow, raw: memoryview) -> bool:
+    def _note(self, piece: Piece, row: ContentRow, raw: bytes) -> bool:
+        """Whether a content is what a piece stands for; where it is, its place is noted."""
+        place = place_of(row)
+        there = piece.place == place or self._is_there(piece, row, raw)
+        piece.place = place if there else None
+        if piece.twin is not None:
+            piece.twin.place = piece.place
+        return there
+
+    def _is_there(self, piece: Piece, row: ContentRow, raw: bytes) -> bool:
         if row.raw_length != piece.length or piece.start < 0:
             return False
-        bytes_ = raw[piece.start : piece.start + piece.length]
         try:
-            if piece.pieces is None:
-                return raw_content(self._engine, piece.key, row) == bytes_
-            # Higher up, nodes stand for too much to be kept in one piece: those below them do.
-            small = piece.length <= EXPANDED_BYTES_MAX
-            return small and self._assembler.expanded(piece.key, piece.length) == bytes_
+            if not piece.is_node:
+                there = raw_content(self._engine, piece.key, row)
+            elif piece.length <= EXPANDED_BYTES_MAX:
+                there = self._assembler.expanded(piece.key, piece.length)
+            else:
+                return False  # too much to be kept in one piece: look for its children
+            # Unlike a slice, nothing is copied; unlike a memoryview, they are compared at once.
+            return len(there) == piece.length and raw.startswith(there, piece.start)
         except (Mismatch, CorruptionError):
             return False  # what is damaged is equal to nothing

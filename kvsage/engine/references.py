@@ -105,31 +105,41 @@ class References:
         Raises:
             CorruptionError: something is referred to that is not there.
         """
-        by, gone, contents = self._by, set[bytes](), self._index.contents
-        falling = [key for key, change in by.items() if change < 0]
-        while falling:
-            key = falling.pop()
-            row = self.row(key)
-            if row is None or key in gone or by[key] >= 0 or row.references + by[key] > 0:
-                continue
-            gone.add(key)
-            self.release(row.children)
-            falling += split_keys(row.children)
+        self._fall()
+        by, contents = self._by, self._index.contents
         for segment, length in self._wasted.items():
             dead[segment] = dead.get(segment, 0) + length
         for key, change in by.items():
+            if not change and key not in self.new:
+                continue
             row = self.row(key)
             if row is None:
                 if change > 0:
                     raise CorruptionError(f"the content {key[:16].hex()} is missing")
-                continue  # a damaged index; a rebuild counts anew
-            if row.references + change <= 0:
-                if key not in self.new:
-                    self._txn.delete(key, db=contents)
-                dead[row.segment] = dead.get(row.segment, 0) + row.share
-            elif change or key in self.new:
+            elif row.references + change > 0:
                 counted = row._replace(references=row.references + change)
                 self._txn.put(key, encode_content_row(counted), db=contents)
+            else:
+                dead[row.segment] = dead.get(row.segment, 0) + row.share
+                if key not in self.new:
+                    self._txn.delete(key, db=contents)
+
+    def _fall(self) -> None:
+        """Nodes that end let go of what they refer to.
+
+        A content that is to lose references and is not there says that the index is damaged; a
+        rebuild counts anew.
+        """
+        by, gone = self._by, set[bytes]()
+        falling = [key for key, change in by.items() if change < 0]
+        while falling:
+            key = falling.pop()
+            row = self.row(key)
+            if row is None or key in gone or row.references + by[key] > 0:
+                continue
+            gone.add(key)
+            self.release(row.children)
+            falling += split_keys(row.children)
 
 
 def release(index: Index, txn: Txn, keys: bytes, dead: dict[int, int]) -> None:

@@ -11,15 +11,15 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from kvsage.engine.assembling import Assembler, content_row, items_of, put_entry
 from kvsage.engine.changes import position_at
-from kvsage.engine.assembling import Assembler, content_row, items_of
 from kvsage.engine.content import Mismatch
 from kvsage.engine.growing import part_of
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError, Txn
 from kvsage.index.expiry import EXPIRY
 from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
-from kvsage.log.format import IS_TREE, MSGPACK, PUT, split_keys
+from kvsage.log.format import IS_TREE, MSGPACK, split_keys
 from kvsage.store import Snapshot, encode_bound, encode_key, not_found
 from kvsage.types import Entry, Position, override
 
@@ -71,9 +71,7 @@ class View:
             Mismatch: it is not there.
             CorruptionError: its content cannot be decompressed.
         """
-        entry = self.engine.read_entry(key, row)
-        if entry.kind != PUT or entry.flags != row.flags or entry.expires_ms != row.expires_ms:
-            raise Mismatch
+        entry = put_entry(self.engine, key, row)
         return Found(row, entry.flags, self.value(entry.flags, entry.value))
 
     def part(self, key: bytes, row: Row, start: int, stop: int | None) -> bytes | None:
@@ -85,9 +83,7 @@ class View:
         """
         if row.flags & ~IS_TREE != MSGPACK or not row.flags & IS_TREE:
             return None
-        entry = self.engine.read_entry(key, row)
-        if entry.kind != PUT or entry.flags != row.flags:
-            raise Mismatch
+        entry = put_entry(self.engine, key, row)
         return part_of(Assembler(self.engine, self.txn), items_of(entry.value), start, stop)
 
     def value(self, flags: int, value: bytes) -> bytes:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from kvsage.log.format import NODE_NUMBER, encode_tree
+from kvsage.engine.cutting import ARRAY, Cutter, counted, ends_of
+from kvsage.log.format import NODE_NUMBER, encode_tree, is_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from kvsage.engine.cutting import Part
+    from kvsage.engine.cutting import Part, Sizes
+    from kvsage.engine.layouts import Layouts
     from kvsage.log.format import TreeItem
 
 TOP_MAX = 24  # of the items of a root, beside its header
@@ -43,10 +45,11 @@ class Piece:
         level: as ``TreeItem``.
         literal: the bytes of a literal.
         start: where those bytes begin in what was cut; -1 where they are not in it.
-        pieces: what a node that may be new holds.
+        pieces: what a node that may be new holds; None where that was not looked at again.
         mark: by which groups are cut.
         place: where a content lies that was found equal: file id, offset and start. None where none
             was, or where nobody looked.
+        twin: the same piece as a layout remembers it.
     """
 
     __slots__ = (
@@ -59,6 +62,7 @@ class Piece:
         "pieces",
         "place",
         "start",
+        "twin",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917  # one for each field that callers set
@@ -80,11 +84,17 @@ class Piece:
         self.pieces = pieces
         self.mark = key[0] if key else xxh3_64_intdigest(literal)
         self.place: tuple[int, int, int] | None = None
+        self.twin: Piece | None = None
 
     @property
     def is_new(self) -> bool:
         """Whether what it stands for is at hand, so that it can be stored."""
         return self.pieces is not None or (self.start >= 0 and not self.literal)
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is a node."""
+        return bool(self.key) and is_node(self.key)
 
 
 class Pack(NamedTuple):
@@ -110,13 +120,17 @@ class Tree(NamedTuple):
         packs: the leaves that nobody had, compressed.
         length: bytes of the value.
         room: what its entries take in the log, about.
+        sizes: by which it was cut.
+        seen: the seq of the last commit when the places of pieces were looked up.
     """
 
     pieces: list[Piece]
-    raw: memoryview
+    raw: bytes
     packs: list[Pack]
     length: int
     room: int
+    sizes: Sizes
+    seen: int
 
 
 def node_key(value: bytes) -> bytes:
@@ -130,28 +144,56 @@ def node_of(pieces: list[Piece], elements: int, level: int, start: int) -> Piece
     return Piece(node_key(encode_tree(pieces)), length, elements, level, b"", start, pieces)
 
 
-def pieces_of(raw: memoryview, parts: Iterable[Part]) -> list[Piece]:
-    """The pieces of what was cut, each large element a node of its own."""
+def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None) -> list[Piece]:
+    """The pieces of what was cut, each large element a node of its own.
+
+    Args:
+        raw: what was cut.
+        parts: the parts of one list, mapping or text.
+        layouts: where to remember how lists were cut.
+    """
     pieces = []
-    for start, end, elements, is_literal, inside in parts:
-        if is_literal:
-            piece = Piece(b"", end - start, elements, 0, bytes(raw[start:end]), start)
+    for start, end, elements, is_literal, inside, node in parts:
+        if node is not None:
+            piece = node
+        elif is_literal:
+            piece = Piece(b"", end - start, elements, 0, raw[start:end], start)
         elif inside is None:
             key = xxh3_128_digest(raw[start:end]) + _LEAF_NUMBER
             piece = Piece(key, end - start, elements, 0, b"", start)
         else:
-            piece = node_of(topmost(pieces_of(raw, inside)), elements, 0, start)
+            top = topmost(pieces_of(raw, inside, layouts), raw, layouts)
+            piece = node_of(top, elements, 0, start)
         pieces.append(piece)
     return pieces
 
 
-def topmost(pieces: list[Piece]) -> list[Piece]:
+def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None) -> list[Piece]:
     """The topmost items over pieces: their header, and at most ``TOP_MAX`` others."""
     head = pieces[:1] if pieces[0].literal else []
     rest = pieces[len(head) :]
+    nodes = [piece for piece in rest if piece.level]  # reused: more pieces than fit into a root
+    if nodes or len(rest) > TOP_MAX:
+        left = rest[len(nodes) :]
+        rest = nodes + group(left) if left else nodes
+        if layouts is not None and head and counted(head[0].literal)[0] == ARRAY:
+            layouts.keep(raw, rest[:-1])
     while len(rest) > TOP_MAX:
         rest = group(rest)
     return head + rest
+
+
+def opened(piece: Piece, raw: bytes, sizes: Sizes) -> list[Piece]:
+    """What a node holds that was reused.
+
+    Args:
+        piece: over elements of a list.
+        raw: where it stands.
+        sizes: by which it was cut.
+    """
+    span = memoryview(raw)[piece.start : piece.start + piece.length]
+    parts = Cutter(raw, sizes).elements(ends_of(span, piece.elements), piece.start)
+    return pieces_of(raw, parts)
 
 
 def group(pieces: Sequence[Piece]) -> list[Piece]:

@@ -248,7 +248,7 @@ BY_USER, EXPIRED, EVICTED = 0, 1, 2
 STORED_RAW, STORED_ZSTD = 0, 1
 
 CONTENT_KEY = Struct("<16sH")  # xxh3_128 of the raw bytes, and which of those that share it
-NODE_NUMBER = 0x8000  # numbers from here on are those of nodes
+NODE_NUMBER, NUMBER_END = 0x8000, 0xFFFF  # numbers from the first up to the second are of nodes
 CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
 CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
 PACK_HEAD = Struct("<IQ")  # number of contents, their raw length; a table of PACKED, then the bytes
@@ -275,19 +275,24 @@ class LogEntry(NamedTuple):
 def possible(entry: LogEntry) -> bool:
     """Whether an entry, its checksum right, is one that a store could have written."""
     key, value = entry.key, entry.value
-    if entry.kind == CONTENT:
-        return len(key) == CONTENT_KEY.size and not is_node(key) and len(value) >= CONTENT_HEAD.size
-    if entry.kind == NODE:
-        return len(key) == CONTENT_KEY.size and is_node(key) and decode_tree(value) is not None
+    if entry.kind in {CONTENT, NODE}:
+        if len(key) != CONTENT_KEY.size or is_node(key) != (entry.kind == NODE):
+            return False
+        return decode_tree(value) is not None if is_node(key) else len(value) >= CONTENT_HEAD.size
     if entry.kind == PACK:
         return decode_pack(value) is not None
-    if entry.kind == PUT and entry.flags & IS_TREE and decode_tree(value) is None:
-        return False
-    if entry.kind == PUT and entry.flags & IS_CONTENT and len(value) != CONTENT_REF.size:
-        return False
     if entry.kind == RETIRE:
         return decode_retire(value) is not None
-    return 0 < len(key) <= ENTRY_KEY_BYTES_MAX or entry.kind == ORIGINS
+    return entry.kind == ORIGINS or _possible_of_key(entry)
+
+
+def _possible_of_key(entry: LogEntry) -> bool:
+    if not 0 < len(entry.key) <= ENTRY_KEY_BYTES_MAX:
+        return False
+    refers = entry.flags & REFERS if entry.kind == PUT else 0
+    if refers & IS_TREE:
+        return refers == IS_TREE and decode_tree(entry.value) is not None
+    return not refers or len(entry.value) == CONTENT_REF.size
 
 
 class Retire(NamedTuple):
@@ -329,7 +334,7 @@ def decode_retire(value: bytes) -> Retire | None:
 TREE_HEAD = Struct("<QH")
 TREE_ITEM = Struct("<18sIIB")  # content key, raw length, elements that begin in it, level
 assert TREE_ITEM.size == 27
-LITERAL = bytes(CONTENT_KEY.size)  # in place of a content key: the bytes stand here
+LITERAL = b"\xff" * CONTENT_KEY.size  # in place of a content key: the bytes stand here
 TREE_ITEMS_MAX = 1 << 10
 TREE_LEVELS_MAX = 64
 
@@ -389,6 +394,8 @@ def decode_tree(value: bytes) -> list[TreeItem] | None:
     for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
         total += size
         if not size or level >= TREE_LEVELS_MAX:
+            return None
+        if level and (key == LITERAL or not is_node(key)):
             return None
         if key == LITERAL:
             items.append(TreeItem(b"", size, elements, level, value[at : at + size]))
