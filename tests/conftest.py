@@ -6,8 +6,8 @@ a list separated by commas or ``all``, makes it fail instead, so that green can 
 Hypothesis draws few examples, so that the tests run often; ``HYPOTHESIS_PROFILE=thorough`` makes
 it search for long. Tests that want more or fewer than others say so as a share of that number.
 
-A store that is opened with a small ``content_bytes_min`` cuts values into small pieces here, so that
-trees are everywhere; those of the command line alone are as they are for a user.
+A store that is opened with a small ``content_bytes_min`` cuts values into small pieces here, so
+that trees are everywhere; those of the command line alone are as they are for a user.
 """
 
 import os
