@@ -16,6 +16,7 @@ from unittest import mock
 from inspect_segment import Report, inspect_store
 
 from kvsage import LMDBStore
+from kvsage.engine import cutting
 
 NOW_S = 1_767_225_600.0  # the first second of 2026
 RANDOM_BYTES = bytes.fromhex("00112233445566778899aabbccddeeff")
@@ -28,6 +29,7 @@ def make(path: Path) -> None:
     with (
         mock.patch.object(secrets, "token_bytes", lambda count: RANDOM_BYTES[:count]),
         mock.patch.object(secrets, "randbits", lambda count: next(bits) % (1 << count)),
+        mock.patch.object(cutting, "PIECE_UNIT_LEAST", 64),  # so that a small value is a tree
         LMDBStore(path, clock=lambda: NOW_S, content_bytes_min=64) as store,
     ):
         store.save("greeting", "hello", ttl=60)

@@ -20,10 +20,11 @@ from pathlib import Path, PurePosixPath
 from unittest import mock
 from uuid import UUID
 
+import msgpack
 from xxhash import xxh3_128_digest
 
 from kvsage import LMDBStore, Serializer
-from kvsage.engine import compaction
+from kvsage.engine import compaction, cutting
 from kvsage.engine.pace import UNPACED
 from kvsage.fs import POSIX
 from kvsage.log import format as fmt
@@ -31,9 +32,33 @@ from kvsage.log.reader import SegmentReader
 from kvsage.log.segment import inspect, segment_path
 
 NOW_S = 1_767_225_600.0  # the first second of 2026
-TEXT = "What an agent must not forget, it writes down; what it wrote down, it finds again. " * 20
+TEXT = "What an agent must not forget, it writes down; what it wrote down, it finds again. " * 10
 NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(20))))  # compresses to no less
 OPTIONS = {"clock": lambda: NOW_S, "content_bytes_min": 256, "upkeep_interval": math.inf}
+
+# What is larger than that by so much that it becomes a tree.
+WORDS = (
+    "store",
+    "keeps",
+    "what",
+    "agents",
+    "learn",
+    "says",
+    "where",
+    "each",
+    "piece",
+    "is",
+    "found",
+)
+LINES = [
+    " ".join(WORDS[place * step % len(WORDS)] for place in range(3, 15)) + f", {step}"
+    for step in range(1, 120)
+]
+CHAT = [{"role": ("user", "agent")[turn % 2], "says": line} for turn, line in enumerate(LINES)]
+LONG_TEXT = "\n".join(LINES)
+LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(120))))
+NESTED = {"lines": LINES[:40], "of": {"chat": CHAT[:30], "text": LONG_TEXT[:1500]}}
+BY_HAND = [line.upper() for line in LINES[:16]]
 
 VALUES = {
     "none": None,
@@ -73,11 +98,8 @@ def make(store_path: Path) -> None:
         store.save_many(VALUES)
         for name in ("deleted", "expired", "evicted", "comes back", "replaced"):
             store.save(name, "older")
-        store.save("content", TEXT)
-        store.save("content/again", TEXT)
-        store.save("content/noise", NOISE)
-        store.save("content/packed", {"text": TEXT})
-        store.content.put(TEXT + "put")
+        make_contents(store)
+        make_trees(store)
         store.save("expiring", "within the hour", ttl=3600)
         store.save("replaced", "newer")
         store.delete("deleted")
@@ -91,6 +113,7 @@ def make(store_path: Path) -> None:
         store.save("comes back", "newest")
         store.save("second segment", TEXT)
         store.delete("list")
+        store.append("tree/grown", "one more behind a rebuild")
         with store.transaction() as tx:
             tx.touch("expiring", 7200)
             tx.delete("content/noise")
@@ -98,6 +121,60 @@ def make(store_path: Path) -> None:
         engine.upkeep.checkpoint()
         compaction.compact_files(engine, [1], UNPACED)
         store.save("after compaction", 1)
+
+
+def make_contents(store: LMDBStore) -> None:
+    """Values that are contents, whole."""
+    store.save("content", TEXT)
+    store.save("content/again", TEXT)
+    store.save("content/noise", NOISE)
+    store.save("content/packed", {"text": TEXT[:400]})
+    store.content.put(TEXT + "put")
+
+
+def make_trees(store: LMDBStore) -> None:
+    """Values that are trees: two that share almost everything, and some that have changed since.
+
+    What they held before lies in packs, beside pieces that are still there.
+    """
+    store.save("tree/chat", CHAT)
+    store.save("tree/chat/edited", [*CHAT[:50], {"role": "agent", "says": "now"}, *CHAT[50:]])
+    store.save("tree/text", LONG_TEXT)
+    store.save("tree/noise", LONG_NOISE)
+    store.save("tree/numbers", list(range(900)))
+    store.save("tree/nested", {"before": LINES[60:], **NESTED})
+    store.save("tree/nested", NESTED)
+    store.save("tree/grown", LINES[:30])
+    store.extend("tree/grown", LINES[30:60])
+    store.save("tree/expiring", LONG_TEXT[5000:], ttl=3600)
+    store.save("tree/gone", LINES[90:])
+    store.delete("tree/gone")
+
+
+def tree_by_hand() -> list[tuple[int, int, bytes, bytes]]:
+    """Kind, flags, key and value of entries that bring a tree of other cuts and groups.
+
+    A list of sixteen texts, each a leaf, in three levels of nodes with two items each.
+    """
+    entries = []
+    items = []
+    for line in BY_HAND:
+        raw = msgpack.packb(line)
+        key = fmt.CONTENT_KEY.pack(xxh3_128_digest(raw), 0)
+        entries.append((fmt.CONTENT, fmt.STORED_RAW, key, fmt.CONTENT_HEAD.pack(len(raw)) + raw))
+        items.append(fmt.TreeItem(key, len(raw), 1, 0, b""))
+    for level in (1, 2, 3):
+        pairs = zip(items[::2], items[1::2], strict=True)
+        items = []
+        for pair in pairs:
+            value = fmt.encode_tree(pair)
+            key = fmt.CONTENT_KEY.pack(xxh3_128_digest(value, 1), fmt.NODE_NUMBER)
+            entries.append((fmt.NODE, 0, key, value))
+            length, elements = (sum(item[field] for item in pair) for field in (1, 2))
+            items.append(fmt.TreeItem(key, length, elements, level, b""))
+    header = fmt.TreeItem(b"", 3, 0, 0, b"\xdc\x00\x10")
+    root = fmt.encode_tree([header, *items])
+    return [*entries, (fmt.PUT, fmt.MSGPACK | fmt.IS_TREE, b"tree/by hand", root)]
 
 
 def append_what_the_engine_does_not_write(store_path: Path) -> None:
@@ -114,6 +191,7 @@ def append_what_the_engine_does_not_write(store_path: Path) -> None:
         fmt.LogEntry(seq, 0, fmt.PUT, fmt.JSON, b"json", json_value),
         fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EXPIRED, b"expired", b""),
         fmt.LogEntry(seq, 0, fmt.DELETE, fmt.EVICTED, b"evicted", b""),
+        *(fmt.LogEntry(seq, 0, *entry) for entry in tree_by_hand()),
     ]
     body = b"".join(map(fmt.encode_entry, entries))
     flushed = last.header.seq
@@ -149,6 +227,18 @@ def describe(store: LMDBStore) -> dict[str, object]:
     }
 
 
+def readable(description: dict[str, object]) -> str:
+    """JSON with a line for each key of the store."""
+    keys = description["keys"]
+    assert isinstance(keys, dict)
+    rest = json.dumps({**description, "keys": None}, indent=1, sort_keys=True)
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(entry, sort_keys=True)}"
+        for key, entry in sorted(keys.items())
+    ]
+    return rest.replace("null", "{\n" + ",\n".join(lines) + "\n }", 1) + "\n"
+
+
 def main() -> None:
     """Make it, and write down what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -159,6 +249,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
         mock.patch.object(secrets, "token_bytes", numbers.randbytes),
         mock.patch.object(secrets, "randbits", numbers.getrandbits),
+        mock.patch.object(cutting, "PIECE_UNIT_LEAST", 64),  # so that small values are trees
     ):
         made = Path(directory, "store")
         make(made)
@@ -169,8 +260,7 @@ def main() -> None:
         shutil.copytree(made / "log", target / "log")
         with LMDBStore(made, format="pickle", **OPTIONS) as store:
             description = describe(store)
-    text = json.dumps(description, indent=1, ensure_ascii=True, sort_keys=True)
-    target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    target.with_suffix(".json").write_text(readable(description), encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -76,20 +77,23 @@ def test_everything_in_it_is_read(open_copy, expected):
 
 def test_what_was_deleted_expired_or_evicted_stays_away(open_copy):
     with open_copy() as store:
-        gone = ["deleted", "expired", "evicted", "list", "content/noise"]
+        gone = ["deleted", "expired", "evicted", "list", "content/noise", "tree/gone"]
         assert [key for key in gone if store.exists(key)] == []
         assert store.load("comes back") == "newest"
         assert store.load("replaced") == "newer"
 
 
 def test_what_expires_is_gone_later(open_copy, expected):
+    with open_copy(later_s=3599) as store:
+        assert store.ttl("tree/expiring") == 1
     with open_copy(later_s=7199) as store:
         assert store.ttl("expiring") == 1
+        assert store.load("tree/expiring") is None
     with open_copy(later_s=7200) as store:
         assert store.load("expiring") is None
         with pytest.raises(KeyNotFoundError):
             store.ttl("expiring")
-        assert store.count() == len(expected["keys"]) - 1
+        assert store.count() == len(expected["keys"]) - 2
 
 
 def test_its_pickle_is_refused_and_nothing_else(open_copy, expected):
@@ -115,9 +119,36 @@ def test_it_goes_on_from_there(open_copy, expected):
         assert store.verify(deep=True).ok
 
 
+def test_its_trees_are_read_in_parts_and_grow(open_copy, expected):
+    """Also the one whose cuts and groups are not those of any kvsage."""
+    trees = ["tree/chat", "tree/grown", "tree/by hand"]
+    with open_copy(content_bytes_min=256) as store:
+        for key in trees:
+            whole = expected["keys"][key]["value"]
+            middle = len(whole) // 2
+            assert store.load_range(key, middle, middle + 3) == whole[middle : middle + 3]
+            assert store.load_range(key, -1) == whole[-1:]
+            assert store.extend(key, ["more", "and more"]) == len(whole) + 2
+    with open_copy() as store:
+        for key in trees:
+            assert store.load(key) == [*expected["keys"][key]["value"], "more", "and more"]
+        assert store.compact().files_compacted
+        assert store.verify(deep=True).problems == ()
+
+
+def test_another_save_of_a_tree_brings_nothing_but_its_root(open_copy, expected):
+    """Cuts are no part of the format. Yet where they change, every large value is stored anew."""
+    with open_copy(content_bytes_min=256) as store:
+        before = store.stats()
+        for key in ("tree/chat", "tree/text", "tree/nested"):
+            store.save(key, expected["keys"][key]["value"])
+        after = store.stats()
+        assert (before.contents, before.content_nodes) == (after.contents, after.content_nodes)
+
+
 def test_it_holds_the_log_and_a_checkpoint_and_nothing_else(golden):
     assert sorted(path.name for path in golden.iterdir()) == ["KVSAGE", "index.checkpoint", "log"]
-    assert sum(path.stat().st_size for path in golden.rglob("*")) < 60_000
+    assert sum(path.stat().st_size for path in golden.rglob("*")) < 120_000
 
 
 def test_its_checkpoint_is_used(open_copy, monkeypatch):
@@ -134,37 +165,66 @@ def test_its_checkpoint_is_used(open_copy, monkeypatch):
         assert used == [there]
 
 
-def test_it_holds_one_of_everything():
-    log = GOLDEN / "1" / "log"
+def entries_of(log):
+    """Header of each file, and its entries."""
     identity = fmt.decode_identity((GOLDEN / "1" / "KVSAGE").read_bytes())
-    seen, headers = set(), []
-    files = list_files(POSIX, log)
-    for segment, path in files.items():
+    for segment, path in list_files(POSIX, log).items():
         file = inspect(POSIX, segment, path, identity.uuid)
-        headers.append(file.header)
         fd = POSIX.open(path)
         reader = SegmentReader(POSIX, fd, segment, identity.salt)
-        for batch in reader.batches(file.start, file.chain, file.header.after_seq):
-            for _, framed in fmt.split_entries(batch.body, batch.header.entries):
-                entry = fmt.decode_entry(framed)
-                seen.add((entry.kind, entry.flags))
-                seen.add(("expires", entry.expires_ms > 0))
+        found = [
+            fmt.decode_entry(framed)
+            for batch in reader.batches(file.start, file.chain, file.header.after_seq)
+            for _, framed in fmt.split_entries(batch.body, batch.header.entries)
+        ]
         POSIX.close(fd)
+        yield file.header, found
+
+
+def test_it_holds_one_of_everything():
+    headers, entries = zip(*entries_of(GOLDEN / "1" / "log"), strict=True)
+    seen = set()
+    for entry in chain.from_iterable(entries):
+        seen.add((entry.kind, entry.flags))
+        seen.add(("expires", entry.expires_ms > 0))
+        if entry.kind == fmt.NODE or (entry.kind == fmt.PUT and entry.flags & fmt.IS_TREE):
+            for item in fmt.decode_tree(entry.value):
+                what = "literal" if item.literal else "node" if fmt.is_node(item.key) else "leaf"
+                seen.add((what, item.level))
     assert [header.kind for header in headers] == [1, 1, 2]
     assert [len(header.timelines) for header in headers] == [1, 2, 0]
     assert [file.segment for file in headers[2].files] == [1]
     codecs = (fmt.MSGPACK, fmt.STR, fmt.BYTES, fmt.JSON, fmt.PICKLE)
     contents = (fmt.MSGPACK, fmt.STR, fmt.BYTES)
+    stored = (fmt.STORED_RAW, fmt.STORED_ZSTD)
     assert seen == {
         *((fmt.PUT, codec) for codec in codecs),
         *((fmt.PUT, codec | fmt.IS_CONTENT) for codec in contents),
+        *((fmt.PUT, codec | fmt.IS_TREE) for codec in contents),
         *((fmt.DELETE, why) for why in (fmt.BY_USER, fmt.EXPIRED, fmt.EVICTED)),
-        *((fmt.CONTENT, how) for how in (fmt.STORED_RAW, fmt.STORED_ZSTD)),
+        *((kind, how) for kind in (fmt.CONTENT, fmt.PACK) for how in stored),
+        (fmt.NODE, 0),
         (fmt.RETIRE, 0),
         (fmt.ORIGINS, 0),
         ("expires", True),
         ("expires", False),
+        ("literal", 0),
+        ("leaf", 0),
+        *(("node", level) for level in range(4)),  # level 0 is an element that is a tree itself
     }
+
+
+def test_its_copy_holds_packs_that_lost_contents():
+    (_, before), _, (_, copied) = entries_of(GOLDEN / "1" / "log")
+    packed = [
+        [
+            {one.key for one in fmt.decode_pack(entry.value).contents}
+            for entry in entries
+            if entry.kind == fmt.PACK
+        ]
+        for entries in (before, copied)
+    ]
+    assert any(kept < whole for kept in packed[1] for whole in packed[0])
 
 
 def test_the_script_makes_such_a_store(tmp_path):

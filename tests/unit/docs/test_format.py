@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kvsage.engine import checkpoint, consumers, engine
+from kvsage.engine import assembling, checkpoint, consumers, engine, tree
 from kvsage.index import contents, keydir, segments, trust
 from kvsage.log import format as log_format
 from tests.unit.docs.documents import DOCS, TOOLS, blocks
@@ -22,6 +22,10 @@ STRUCTS = {
     "CONTENT_KEY": log_format.CONTENT_KEY,
     "CONTENT_HEAD": log_format.CONTENT_HEAD,
     "CONTENT_REF": log_format.CONTENT_REF,
+    "PACK_HEAD": log_format.PACK_HEAD,
+    "PACKED": log_format.PACKED,
+    "TREE_HEAD": log_format.TREE_HEAD,
+    "TREE_ITEM": log_format.TREE_ITEM,
     "RETIRE_HEAD": log_format.RETIRE_HEAD,
     "RETIRED_FILE": log_format.RETIRED_FILE,
     "ORIGIN": log_format.ORIGIN,
@@ -107,6 +111,8 @@ def test_a_magic_is_the_one_in_the_code(magic, real):
         (log_format.CONTENT, "CONTENT"),
         (log_format.RETIRE, "RETIRE"),
         (log_format.ORIGINS, "ORIGINS"),
+        (log_format.PACK, "PACK"),
+        (log_format.NODE, "NODE"),
         (log_format.MSGPACK, "msgpack"),
         (log_format.STR, "str"),
         (log_format.BYTES, "bytes"),
@@ -116,6 +122,28 @@ def test_a_magic_is_the_one_in_the_code(magic, real):
 )
 def test_a_kind_or_codec_has_the_number_in_the_code(number, name):
     assert re.search(rf"^\| {number} \| {name} \|", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        f"Bit 3 (value {log_format.IS_CONTENT}): the value is a [content]",
+        f"Bit 4 (value {log_format.IS_TREE}): the value is a [tree]",
+        f"The numbers from {log_format.NODE_NUMBER:,} (0x8000) to {log_format.NUMBER_END - 1:,}",
+        f"xxh3_128, seeded with {tree.NODE_SEED}, of the value of its NODE entry",
+        f"| items of a root or a node | 1 to {log_format.TREE_ITEMS_MAX:,} |",
+        f"| level of an item | {log_format.TREE_LEVELS_MAX - 1} |",
+        f"| nodes within nodes | {assembling.DEPTH_MAX} |",
+        f"| contents that share a hash | {log_format.NODE_NUMBER:,}, and 32,767 nodes |",
+    ],
+)
+def test_a_number_of_a_tree_is_the_one_in_the_code(told):
+    assert told in " ".join(TEXT.split())
+
+
+def test_a_literal_is_all_ff():
+    assert set(log_format.LITERAL) == {0xFF}
+    assert "all ff for a literal" in TEXT
 
 
 def test_the_example_is_what_the_engine_writes():

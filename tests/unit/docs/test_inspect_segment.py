@@ -6,6 +6,7 @@ import struct
 import sys
 
 import pytest
+from xxhash import xxh3_128_digest
 
 from kvsage import LMDBStore
 from kvsage.log import format as log_format
@@ -30,7 +31,9 @@ def store_path(tmp_path):
     ) as store:
         store.save("text", "x")
         store.save("number", {"n": 42, "when": None}, ttl=60)
-        store.save("large", "word " * 4000)
+        store.save("large", "word " * 3000)
+        store.save("messages", [{"turn": turn, "text": f"{turn} " * 200} for turn in range(300)])
+        store.append("messages", "one more")
         store.content.put(b"held by its address")
         store.delete("text")
         for number in range(3):
@@ -70,10 +73,16 @@ def test_a_whole_store_checks(tool, capsys, store_path):
     assert "'text', str = 'x'" in out
     assert "'number', msgpack, expires 1767225660000" in out
     assert "{'n': 42, 'when': None}" in out
-    assert "20000 bytes stored zstd in" in out
+    assert "15000 bytes stored zstd in" in out
+    assert "PACK at" in out
+    assert "NODE at" in out
+    assert "'messages', msgpack = tree of" in out
+    assert ", level 1" in out
+    assert "literal of 3 bytes = b'\\xdc\\x01-'" in out  # the header of a list of 301
     assert "19 bytes stored raw in 19" in out
     assert "DELETE at" in out
     assert "closed clean" in out
+    assert out.endswith("307 keys, 3 through content: all of it is there\n")
 
 
 def test_it_counts_what_verify_counts(tool, capsys, store_path):
@@ -82,9 +91,8 @@ def test_it_counts_what_verify_counts(tool, capsys, store_path):
         report = store.verify()
     assert report.ok
     assert out.count("\nbatch at ") == report.batches
-    assert (
-        sum(out.count(f"  {kind} at ") for kind in ("PUT", "DELETE", "CONTENT")) == report.entries
-    )
+    kinds = ("PUT", "DELETE", "CONTENT", "PACK", "NODE")
+    assert sum(out.count(f"  {kind} at ") for kind in kinds) == report.entries
 
 
 def test_its_bytes_are_the_files_bytes(tool, capsys, store_path):
@@ -227,6 +235,72 @@ def test_a_wrong_entry_in_a_batch_that_checks_is_damage(tool, capsys, tmp_path, 
     code, out = run(tool, capsys, made_by_hand(tmp_path / "0000000001.seg", entry=entry))
     assert code == 1
     assert told in out
+
+
+RAW = b"a leaf of a tree, and of a pack"
+LEAF = xxh3_128_digest(RAW) + bytes(2)
+ITEM = log_format.TreeItem(LEAF, len(RAW), 1, 0, b"")
+LITERAL = log_format.TreeItem(b"", 2, 0, 0, b"ab")
+TREE = log_format.encode_tree([LITERAL, ITEM])
+NODE = xxh3_128_digest(TREE, 1) + b"\0\x80"
+PACKED = log_format.encode_pack([(LEAF, len(RAW))], RAW)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ((log_format.CONTENT, NODE, bytes(8)), "a content of another shape"),
+        ((log_format.PACK, b"k", PACKED), "a pack with a key"),
+        ((log_format.PACK, b"", PACKED[:11]), "a pack is too short"),
+        ((log_format.PACK, b"", bytes(12)), "a pack of 0 contents"),
+        ((log_format.PACK, b"", PACKED[:-1]), "not as long as it says"),
+        ((log_format.PACK, b"", PACKED[:-1] + b"x"), "not what its key says"),
+        ((log_format.PACK, b"", log_format.encode_pack([(NODE, 1)], b"x")), "that cannot be"),
+        ((log_format.NODE, LEAF, TREE), "a node of another shape"),
+        ((log_format.NODE, b"\xff" * 18, TREE), "a node of another shape"),
+        ((log_format.NODE, NODE, TREE[:9]), "a tree is too short"),
+        ((log_format.NODE, NODE, bytes(10)), "a tree of 0 items"),
+        ((log_format.NODE, NODE, TREE + b"x"), "the items of a tree do not fill it"),
+        ((log_format.NODE, NODE, b"\1" + TREE[1:]), "the items of a tree do not fill it"),
+        ((log_format.NODE, NODE, TREE[:36] + b"\1" + TREE[37:]), "that cannot be"),
+        ((log_format.NODE, NODE, TREE[:-1] + b"x"), "a node is not what its key says"),
+    ],
+)
+def test_a_pack_or_node_that_cannot_be_is_damage(tool, capsys, tmp_path, wrong, told):
+    kind, key, value = wrong
+    entry = log_format.encode_entry(log_format.LogEntry(1, 0, kind, 0, key, value))
+    path = made_by_hand(tmp_path / "0000000001.seg", entry=lambda _: entry)
+    code, out = run(tool, capsys, path)
+    assert code == 1
+    assert told in out
+
+
+@pytest.mark.parametrize(
+    ("contents", "told"),
+    [
+        ([], f"content {LEAF[:16].hex()}-0 is missing"),
+        ([(log_format.CONTENT, LEAF, bytes(8))], f"content {LEAF[:16].hex()}-0 has another length"),
+        ([(log_format.NODE, NODE, TREE), (log_format.PACK, b"", PACKED)], "all of it is there"),
+    ],
+)
+def test_what_a_key_holds_is_put_together(tool, contents, told):
+    held, report = tool.Held(), tool.Report(with_bytes=False)
+    node = log_format.TreeItem(NODE, 2 + len(RAW), 1, 1, b"")
+    root = log_format.encode_tree([node if contents[1:] else ITEM])
+    for kind, key, value in [*contents, (log_format.PUT, b"k", root)]:
+        flags = log_format.BYTES | log_format.IS_TREE if kind == log_format.PUT else 0
+        held.take(kind, 1, flags, key, value)
+    assert held.check(report) == (told == "all of it is there")
+    assert told in "\n".join(report.lines)
+
+
+def test_a_node_that_holds_itself_is_damage(tool):
+    held, report = tool.Held(), tool.Report(with_bytes=False)
+    root = log_format.encode_tree([log_format.TreeItem(NODE, 9, 1, 1, b"")])
+    held.take(log_format.NODE, 1, 0, NODE, root)
+    held.take(log_format.PUT, 1, log_format.IS_TREE, b"k", root)
+    assert not held.check(report)
+    assert "a tree without end" in report.lines[0]
 
 
 def test_zeros_behind_the_last_batch_are_room(tool, capsys, tmp_path):
