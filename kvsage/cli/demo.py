@@ -43,8 +43,9 @@ def demo_command(call: Call, path: Path | None, keep: Path | None) -> int:
     """See kvsage at work on every text file of Python's standard library, or below PATH.
 
     Saves the files, saves them again and stores nothing twice, lets sessions expire, rolls a
-    transaction back, kills a writing process, recovers, and checks everything. Every figure in the
-    table is measured in this run. Exit 4 when a promise was broken.
+    transaction back, saves a conversation whole after each turn, kills a writing process, recovers,
+    and checks everything. Every figure in the table is measured in this run. Exit 4 when a promise
+    was broken.
     """
     source = path or Path(sysconfig.get_path("stdlib"))
     plan = Plan(

@@ -51,6 +51,8 @@ class Figures:
         broken: promises that this run saw broken.
         files: what the store held after the files had been saved twice, and nothing else yet.
         stats: what it held at the end.
+        talk_bytes: what all states of the conversation take, serialized.
+        talk_log_bytes: what saving all of them has added to the log.
         acknowledged: writes that the killed process had been told are safe.
         reopen_seconds: opening the store after the kill.
         rebuild_seconds: opening it with its index thrown away.
@@ -64,6 +66,8 @@ class Figures:
     broken: list[str] = field(default_factory=list)
     files: StoreStats | None = None
     stats: StoreStats | None = None
+    talk_bytes: int = 0
+    talk_log_bytes: int = 0
     acknowledged: int = 0
     reopen_seconds: float = 0.0
     rebuild_seconds: float = 0.0

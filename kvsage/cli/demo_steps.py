@@ -14,12 +14,16 @@ from kvsage.cli.ingest import Plan, Report, ingest, is_text
 from kvsage.cli.opening import CONTENT_BYTES_MIN
 from kvsage.cli.tree import File, key_of, read
 from kvsage.errors import ConfigError
+from kvsage.serialization import pack
 from kvsage.stores.embedded import LMDBStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kvsage.cli.demo_figures import Figures
+
+STEPS = 6
 
 FILES = "files/"
 AGAIN = "again/"
@@ -38,6 +42,18 @@ EXPIRY_WAIT_S = (
 TURNS_MOST = 5000
 LOADS = 10_000
 DOOMED_COUNT = 500
+
+STATES = "talk/states/"
+WHOLE_TALK = "talk/whole"
+TALK_TURNS = 400
+APPENDED_TURNS = 50
+PART = 20
+PARTS = 500
+# Characters of questions and answers, about 2,200 a turn; as many of each as never come round
+# together, so that no turn is like another.
+QUESTIONS = (60, 240, 120, 410, 90, 180, 300)
+ANSWERS = (350, 2400, 800, 5200, 1200, 600, 3600, 500, 1900, 4300, 1400)
+CHEAPER_AT_LEAST = 10  # times: what all states of a conversation take, over what they cost
 
 
 def run(path: Path, plan: Plan, figures: Figures) -> None:
@@ -61,17 +77,19 @@ def run(path: Path, plan: Plan, figures: Figures) -> None:
         )
         _sessions(store, figures)
         _roll_back(store, figures)
+        _say(4, f"a conversation of {TALK_TURNS} turns, saved whole after each of them")
+        _conversation(store, plan, figures)
     _say(
-        4, "another process writes, each commit flushed to disk, until kill -9 hits it in mid-write"
+        5, "another process writes, each commit flushed to disk, until kill -9 hits it in mid-write"
     )
     _crash(path, figures)
-    _say(5, "the index is thrown away, and the log, which is the database, brings everything back")
+    _say(6, "the index is thrown away, and the log, which is the database, brings everything back")
     _rebuild(path, figures)
     figures.seconds = time.perf_counter() - began
 
 
 def _say(step: int, text: str) -> None:
-    render.note(f"{step}/5  {text}")
+    render.note(f"{step}/{STEPS}  {text}")
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -107,12 +125,7 @@ def _compare(store: LMDBStore, plan: Plan, figures: Figures) -> None:
     """Load every file and compare it with the disk; only the loads are on the clock."""
     equal = different = total = 0
     seconds = 0.0
-    for _, file in plan.found():
-        if not isinstance(file, File):
-            continue
-        data = read(file, plan.file_bytes_max)
-        if data is None or not is_text(data):
-            continue
+    for file, data in _read(plan):
         began = time.perf_counter()
         value = store.load(FILES + key_of(file.path))
         seconds += time.perf_counter() - began
@@ -123,6 +136,15 @@ def _compare(store: LMDBStore, plan: Plan, figures: Figures) -> None:
     result = f"{verdict}; {render.byte_size(total / seconds)}/s"
     figures.add("files loaded", equal + different, seconds, result)
     figures.promise("every file comes back byte for byte", kept=not different)
+
+
+def _read(plan: Plan) -> Iterator[tuple[File, bytes]]:
+    """Every file of the plan with its bytes, as they are on the disk now."""
+    for _, file in plan.found():
+        if isinstance(file, File):
+            data = read(file, plan.file_bytes_max)
+            if data is not None and is_text(data):
+                yield file, data
 
 
 # -- sessions -----------------------------------------------------------------------------------
@@ -221,6 +243,86 @@ def _roll_back(store: LMDBStore, figures: Figures) -> None:
     figures.promise("a transaction rolled back leaves nothing", kept=not left and restored)
 
 
+# -- a conversation -----------------------------------------------------------------------------
+
+
+def _messages(plan: Plan) -> list[dict[str, Any]]:
+    """Two for each turn, of the text below the source; it comes round where it is too little."""
+    sizes = list(
+        itertools.islice(
+            itertools.chain.from_iterable(
+                zip(itertools.cycle(QUESTIONS), itertools.cycle(ANSWERS), strict=False)
+            ),
+            2 * (TALK_TURNS + APPENDED_TURNS),
+        )
+    )
+    text = ""
+    for _, data in _read(plan):
+        text += data.decode()
+        if len(text) >= sum(sizes):
+            break
+    text *= -(-sum(sizes) // len(text))
+    return [
+        {"number": number, "role": ("user", "assistant")[number % 2], "text": text[start:end]}
+        for number, (start, end) in enumerate(
+            itertools.pairwise(itertools.accumulate(sizes, initial=0))
+        )
+    ]
+
+
+def _conversation(store: LMDBStore, plan: Plan, figures: Figures) -> None:
+    messages = _messages(plan)
+    talk, more = messages[: 2 * TALK_TURNS], messages[2 * TALK_TURNS :]
+    before = store.stats().log_bytes
+    began = time.perf_counter()
+    for turn in range(1, TALK_TURNS + 1):
+        store.save(f"{STATES}{turn:05}", talk[: 2 * turn])
+    seconds = time.perf_counter() - began
+    figures.talk_log_bytes = store.stats().log_bytes - before
+    figures.talk_bytes = sum(len(pack(talk[: 2 * turn])) for turn in range(1, TALK_TURNS + 1))
+    size = render.byte_size
+    result = f"{size(figures.talk_bytes)} in {size(figures.talk_log_bytes)} of log"
+    figures.add("conversation saved", TALK_TURNS, seconds, result)
+    cheap = figures.talk_log_bytes * CHEAPER_AT_LEAST < figures.talk_bytes
+    figures.promise("a conversation saved again costs what changed", kept=cheap)
+    same = all(
+        store.load(f"{STATES}{turn:05}") == talk[: 2 * turn] for turn in range(1, TALK_TURNS + 1)
+    )
+    figures.promise("every state of the conversation is there", kept=same)
+    _grow(store, figures, talk, more)
+    _look_into(store, figures, messages)
+
+
+def _grow(
+    store: LMDBStore, figures: Figures, talk: list[dict[str, Any]], more: list[dict[str, Any]]
+) -> None:
+    """Add to the end of the conversation, without the rest of it."""
+    store.save(WHOLE_TALK, talk)
+    before = store.stats().log_bytes
+    began = time.perf_counter()
+    for message in more:
+        store.append(WHOLE_TALK, message)
+    seconds = time.perf_counter() - began
+    each = (store.stats().log_bytes - before) // len(more)
+    result = f"flushed; {render.byte_size(each)} of log each"
+    figures.add("messages appended", len(more), seconds, result)
+    kept = store.load(WHOLE_TALK) == talk + more
+    figures.promise("what is appended stands at the end", kept=kept)
+
+
+def _look_into(store: LMDBStore, figures: Figures, messages: list[dict[str, Any]]) -> None:
+    """Load parts of the conversation, without the rest of it."""
+    places = [number * 7919 % (len(messages) - PART) for number in range(PARTS)]
+    began = time.perf_counter()
+    parts = [store.load_range(WHOLE_TALK, place, place + PART) for place in places]
+    seconds = time.perf_counter() - began
+    figures.add("parts of it loaded", PARTS, seconds, f"{PART} of {len(messages):,} messages")
+    same = all(
+        part == messages[place : place + PART] for part, place in zip(parts, places, strict=True)
+    )
+    figures.promise("a part of a list is what stands there", kept=same)
+
+
 # -- crash and recovery -------------------------------------------------------------------------
 
 
@@ -262,6 +364,6 @@ def _rebuild(path: Path, figures: Figures) -> None:
         figures.stats = store.stats()
 
 
-def _content(store: LMDBStore) -> tuple[int, int, int]:
+def _content(store: LMDBStore) -> tuple[int, ...]:
     stats = store.stats()
-    return store.count(), stats.contents, stats.content_references
+    return store.count(), stats.contents, stats.content_nodes, stats.content_references

@@ -44,8 +44,14 @@ def _figures(stats: Any) -> dict[str, Any]:
             **{name: figure for name, figure in asdict(stats).items() if name != "process"},
             "dedup_ratio": stats.dedup_ratio,
             "compression_ratio": stats.compression_ratio,
+            "space_ratio": _space_ratio(stats),
         }
     return asdict(stats) if is_dataclass(stats) and not isinstance(stats, type) else dict(stats)
+
+
+def _space_ratio(stats: StoreStats) -> float | None:
+    """What sharing and compression save together: content as keys see it, over bytes on disk."""
+    return render.ratio(stats.logical_bytes, stats.content_stored_bytes)
 
 
 def _sections(stats: StoreStats) -> list[list[tuple[str, str]]]:
@@ -58,12 +64,14 @@ def _sections(stats: StoreStats) -> list[list[tuple[str, str]]]:
     ]
     content = [
         ("content, as its keys see it", size(stats.logical_bytes)),
-        ("distinct contents", f"{stats.contents:,}"),
-        ("references to them", f"{stats.content_references:,}"),
-        ("their size", size(stats.content_bytes)),
-        ("their size on disk", size(stats.content_stored_bytes)),
+        ("  distinct", size(stats.content_bytes)),
+        ("  on disk, nodes included", size(stats.content_stored_bytes)),
         ("dedup ratio", render.times(stats.dedup_ratio)),
         ("compression ratio", render.times(stats.compression_ratio)),
+        ("both together", render.times(_space_ratio(stats))),
+        ("distinct contents", f"{stats.contents:,}"),
+        ("nodes of trees", f"{stats.content_nodes:,}"),
+        ("references to either", f"{stats.content_references:,}"),
     ]
     disk = [
         ("log", size(stats.log_bytes)),

@@ -30,6 +30,11 @@ def test_demo(run, tree, tmp_path):
     assert steps["sessions saved"]["operations"] == 3000
     assert steps["sessions expired"]["operations"] == 1000
     assert steps["saves rolled back"]["result"] == "500 seen, then 0"
+    assert steps["conversation saved"]["operations"] == 400
+    assert steps["conversation saved"]["result"].endswith(" kB of log")
+    assert figures["talk_log_bytes"] * 100 < figures["talk_bytes"]
+    assert steps["messages appended"]["result"].startswith("flushed; ")
+    assert steps["parts of it loaded"]["result"] == "20 of 900 messages"
     assert steps["writes acknowledged"]["operations"] == figures["acknowledged"] > 0
     assert steps["log entries verified"]["result"].startswith("no problem in ")
     assert figures["dedup_ratio"] == pytest.approx(62 / 30, rel=0.01)
@@ -37,7 +42,7 @@ def test_demo(run, tree, tmp_path):
     assert figures["logical_bytes"] > figures["stored_bytes"] > 0
     assert 0 < figures["reopen_seconds"] < figures["seconds"]
     assert all(step["per_second"] for name, step in steps.items() if name != "sessions expired")
-    assert "5/5" in shown.err
+    assert "6/6" in shown.err
     assert list(tmp_path.iterdir()) == [tree]  # nothing is left
 
 
@@ -45,12 +50,20 @@ def test_demo_on_a_terminal_of_80_columns(on_terminal, tree, store):
     shown = on_terminal("demo", "--keep", store, tree, COLUMNS="80", NO_COLOR="1")
     assert shown.code == 0
     table = shown.text[shown.text.index("kvsage demo: every promise kept") :]
-    for name in ("files saved as content", "compression ratio", "recovery without index"):
+    for name in (
+        "files saved as content",
+        "conversation saved",
+        "compression ratio",
+        "recovery without index",
+    ):
         assert name in table
     rows = table.split("The store is yours")[0].splitlines()
-    assert len(rows) < 30  # so no cell was folded
+    assert len(rows) <= 30  # so no cell was folded
     with LMDBStore(store, readonly=True) as opened:
         assert opened.load("files/7.py") == opened.load("again/again.py")
+        talk = opened.load("talk/whole")
+        assert len(talk) == 900
+        assert opened.load("talk/states/00400") == talk[:800]
         assert opened.verify(deep=True).ok
 
 

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgpack import packb
 
 from kvsage import LMDBStore, cli
 from kvsage.cli import health
 from kvsage.cli.health import repair_lines, verify_lines
+from kvsage.cli.render import byte_size
 from kvsage.types import Problem, RepairReport, VerifyReport
 
 PROBLEM = Problem("bad checksum", segment=3, offset=4096, length=20, keys=("a\nb",))
@@ -33,17 +35,25 @@ def flip(store: Path, what: bytes) -> None:
 # -- info ---------------------------------------------------------------------------------------
 
 
+def facts_of(shown) -> dict[str, str]:
+    """What `info` says, by name."""
+    pairs = (line.rsplit("  ", 1) for line in shown.lines if line.startswith("  "))
+    return {name.strip(): value for name, value in pairs}
+
+
 def test_info(filled, keep):
     shown = keep("info")
     assert (shown.code, shown.err) == (0, "")
-    facts = dict(line.rsplit("  ", 1) for line in shown.lines if line.startswith("  "))
-    facts = {name.strip(): value for name, value in facts.items()}
+    facts = facts_of(shown)
     assert facts["keys"] == "5"
     assert facts["distinct contents"] == "1"
-    assert facts["references to them"] == "4"
-    assert facts["content, as its keys see it"].startswith("56.0 kB")
+    assert facts["nodes of trees"] == "0"
+    assert facts["references to either"] == "4"
+    assert facts["content, as its keys see it"] == "56.0 kB"
+    assert facts["distinct"] == "14.0 kB"
     assert facts["dedup ratio"] == "4.00x"
     assert float(facts["compression ratio"].removesuffix("x")) > 50
+    assert float(facts["both together"].removesuffix("x")) > 200
     assert facts["readers"] == "none"
     assert "active" in shown.text
 
@@ -59,6 +69,29 @@ def test_info_json(filled, keep):
     assert figures["commits"] == 5
     assert figures["files_waiting"] == figures["dead_bytes"] == 0
     assert "process" not in figures  # the command itself has done nothing
+
+
+def test_info_of_a_value_that_is_saved_again_and_again(store, keep):
+    talk = [{"role": "user", "text": f"message {n}, " * 30} for n in range(1000)]
+    with LMDBStore(store, upkeep_interval=float("inf")) as opened:
+        for number in range(20):
+            opened.save(f"turn/{number}", talk[: 980 + number])
+        stats = opened.stats()
+    facts = facts_of(keep("info"))
+    figures = json.loads(keep("info", "--json").text)
+    as_keys_see_it = sum(len(packb(talk[: 980 + number])) for number in range(20))
+    # The headers of the lists stand in the entries themselves.
+    assert as_keys_see_it - 20 * 3 == figures["logical_bytes"]
+    assert facts["content, as its keys see it"] == byte_size(as_keys_see_it)
+    assert 0 < figures["content_nodes"] == stats.content_nodes
+    assert facts["nodes of trees"] == f"{stats.content_nodes:,}"
+    assert facts["distinct contents"] == f"{stats.contents:,}"
+    assert facts["on disk, nodes included"] == byte_size(stats.content_stored_bytes)
+    assert figures["dedup_ratio"] > 10
+    assert facts["dedup ratio"] == f"{figures['dedup_ratio']:.2f}x"
+    together = figures["dedup_ratio"] * figures["compression_ratio"]
+    assert figures["space_ratio"] == pytest.approx(together)
+    assert facts["both together"] == f"{figures['space_ratio']:.2f}x"
 
 
 def test_info_shows_garbage_expiry_and_checkpoint(store, keep):
