@@ -105,7 +105,7 @@ def test_pieces_that_are_there_twice_are_stored_once(keep, tree):
 
 def test_summary_is_the_result(keep, whole):
     shown = keep("ingest", whole).text
-    assert shown.startswith("10 files, 265 B in ")
+    assert shown.startswith("10 files, 385 B in ")
     assert "; 2 new contents, " in shown
     assert shown.endswith(" stored\n")
 
