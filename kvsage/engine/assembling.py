@@ -17,6 +17,7 @@ from kvsage.engine.content import (
     Mismatch,
     Missing,
     decode_content,
+    inflate_tree,
     place_of,
     unpack_pack,
 )
@@ -107,10 +108,11 @@ def content_entry(engine: Engine, key: bytes, row: ContentRow) -> tuple[int, int
 
 
 def node_value(engine: Engine, key: bytes, row: ContentRow) -> bytes:
-    """The value of a node, from the cache or from the log.
+    """The value of a node with its literal bytes as they are, from the cache or from the log.
 
     Raises:
         Mismatch: the log does not hold it there.
+        CorruptionError: it is no node.
     """
     place = (row.segment, row.offset, NODE_VALUE)
     value = engine.raw_cache.get(place)
@@ -118,7 +120,7 @@ def node_value(engine: Engine, key: bytes, row: ContentRow) -> bytes:
         kind, _, view = content_entry(engine, key, row)
         if kind != NODE:
             raise Mismatch(row.segment, row.offset)
-        value = bytes(view)
+        value = inflate_tree(bytes(view))
         engine.raw_cache.put(place, value)
     return value
 
@@ -260,12 +262,10 @@ def items_of(value: bytes) -> list[TreeItem]:
     """The items in the value of a PUT that is a tree.
 
     Raises:
-        Mismatch: it is none.
-        CorruptionError: it claims to be larger than any value can be.
+        CorruptionError: it is none, or claims to be larger than any value can be.
     """
-    items = decode_tree(value)
-    if items is None:
-        raise Mismatch
+    items = decode_tree(inflate_tree(value))
+    assert items is not None, "that was checked with it"
     length = sum([item.length for item in items])
     if length > VALUE_BYTES_LIMIT:
         raise CorruptionError(f"a tree claims {length} bytes, more than any value can have")

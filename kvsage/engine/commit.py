@@ -475,12 +475,13 @@ class Committer:
             if require and not self._holds(txn, key, require):
                 results.append(False)
                 continue
-            if isinstance(content, Growth):
-                flags, expires_ms, value, content = content.on(engine, txn, key)
             refers = b""
             placing = None
             touches = kind == TOUCH
-            if touches:
+            if isinstance(content, Growth):
+                flags, expires_ms, value, content, refers = content.on(engine, txn, key)
+                touches = bool(refers)
+            if kind == TOUCH:
                 kind, flags, value, refers = self._stored(txn, key)
             elif content is not None:
                 placing = Placing(engine, txn, (segment, offset, seq), self._fresh)
@@ -509,7 +510,7 @@ class Committer:
                 if placing is not None:
                     placing.references.release(held)
                     placing.references.settle(dead)
-                elif held and not touches:  # what is touched goes on referring to its contents
+                elif held and not touches:  # else it goes on referring to its contents
                     release(index, txn, held, dead)
             entries.append(entry)
             offset += len(entry)

@@ -27,8 +27,11 @@ from kvsage.log.format import (
     ENTRY_BYTES,
     STORED_RAW,
     STORED_ZSTD,
+    TREE_HEAD,
+    TREE_ITEM,
     decode_pack,
     is_node,
+    split_tree,
 )
 from kvsage.options import VALUE_BYTES_LIMIT
 
@@ -43,6 +46,7 @@ CACHED_BYTES_MAX = 1 << 20  # one content this large or larger is not worth what
 HEX_DIGITS = 32
 WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may ask for more
 
+DEFLATED_BYTES_LEAST = 512  # fewer literal bytes are not worth the time
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
 
 _local = threading.local()
@@ -119,6 +123,35 @@ def unpack_pack(flags: int, value: bytes | memoryview) -> list[tuple[Packed, byt
         raise CorruptionError("the contents of a pack do not fill it")
     raw = decompress(flags, memoryview(value)[pack.data_at :], pack.length)
     return [(one, raw[one.start : one.start + one.length]) for one in pack.contents]
+
+
+def deflate_tree(value: bytes, level: int) -> bytes:
+    """A tree or node as it is stored: with its literal bytes compressed, where that is shorter."""
+    length, count, _ = TREE_HEAD.unpack_from(value)
+    at = TREE_HEAD.size + TREE_ITEM.size * count
+    if len(value) - at < DEFLATED_BYTES_LEAST:
+        return value
+    stored_as, stored = compress(value[at:], level)
+    if stored_as == STORED_RAW:
+        return value
+    return TREE_HEAD.pack(length, count, stored_as) + value[TREE_HEAD.size : at] + stored
+
+
+def inflate_tree(value: bytes) -> bytes:
+    """A tree or node with its literal bytes as they are.
+
+    Raises:
+        CorruptionError: it is none.
+    """
+    said = split_tree(value)
+    if said is None:
+        raise CorruptionError("the items of a tree do not fill it")
+    stored_as, literal_length, at = said
+    if stored_as == STORED_RAW:
+        return value
+    literal = decompress(stored_as, value[at:], literal_length)
+    length, count, _ = TREE_HEAD.unpack_from(value)
+    return TREE_HEAD.pack(length, count, STORED_RAW) + value[TREE_HEAD.size : at] + literal
 
 
 class Content(NamedTuple):

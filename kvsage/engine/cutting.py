@@ -6,7 +6,8 @@ whoever wrote the value before and in how many steps.
 
 - A list or a mapping is cut between elements. A run of them ends behind the first one, from a least
   size on, whose hash is low enough for its length; so runs of long and of short elements are alike
-  in size. The header, which changes whenever an element is added, stands alone.
+  in size. The header, which changes whenever an element is added, stands alone, and so do the
+  elements at the end that make no whole run yet.
 - An element that is large is cut for itself, at any depth.
 - Text and bytes, and lists of very small elements, whose own places would cost more time than they
   are worth, are cut behind a line, or a byte, that is followed by certain others.
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kvsage.engine.tree import Piece
 
 PIECE_UNIT_LEAST = 4096
-LITERAL_BYTES_MAX = 64  # a shorter run is not worth an entry of its own
+LITERAL_BYTES_MAX = 64
 SMALL_BYTES = 32  # elements below this on average are cut as bytes are
 KEY_ROOM = 256
 DEPTH_MAX = 32  # deeper lists and mappings are cut as bytes are
@@ -50,6 +51,7 @@ class Sizes(NamedTuple):
         text_most: a piece of text ends here.
         text_whole: text up to this is not cut.
         pack: contents that are written together are compressed together up to this.
+        literal_most: a run up to this, which a large element cut off, is not worth an entry.
     """
 
     least: int
@@ -60,6 +62,7 @@ class Sizes(NamedTuple):
     text_most: int
     text_whole: int
     pack: int
+    literal_most: int
 
 
 def sizes_for(content_bytes_min: int) -> Sizes:
@@ -78,6 +81,7 @@ def sizes_for(content_bytes_min: int) -> Sizes:
         text_most=16 * small,
         text_whole=8 * small,
         pack=64 * small,
+        literal_most=min(LITERAL_BYTES_MAX, small - 1),
     )
 
 
@@ -197,6 +201,14 @@ ANCHORS = tuple(
 )
 
 
+HASH_END = 1 << 64
+
+
+def ends_run(element: bytes, spread: int) -> bool:
+    """Whether a run of elements ends behind this one, once it is long enough."""
+    return xxh3_64_intdigest(element) < len(element) * (HASH_END // spread)
+
+
 class Cutter:
     """Cuts one value."""
 
@@ -212,7 +224,8 @@ class Cutter:
             return None
         kind, header, _ = counted(self._view[start : start + 8])
         if kind in {ARRAY, MAP} and depth < DEPTH_MAX:
-            return self._container(start, end, depth)
+            parts = self._container(start, end, depth)
+            return None if all(part.is_literal for part in parts) else parts
         if end - start <= self._sizes.text_whole:
             return None
         head = [Part(start, start + header, 0, is_literal=True)] if header else []
@@ -235,7 +248,13 @@ class Cutter:
         return parts + self.elements(ends, body, depth=depth, pairs=kind == MAP)
 
     def elements(
-        self, ends: Sequence[int], base: int, *, depth: int = 0, pairs: bool = False
+        self,
+        ends: Sequence[int],
+        base: int,
+        *,
+        depth: int = 0,
+        pairs: bool = False,
+        is_end: bool = True,
     ) -> list[Part]:
         """The parts of consecutive elements.
 
@@ -244,10 +263,11 @@ class Cutter:
             base: where the first one begins.
             depth: how many lists and mappings are around them.
             pairs: they are the pairs of a mapping.
+            is_end: they are the last ones, so that more may follow some day.
         """
         least, spread, most, whole = self._sizes[:4]
         data, count = self._data, len(ends)
-        scale = (1 << 64) // spread
+        scale = HASH_END // spread
         parts: list[Part] = []
         run = first = 0  # where the run begins, and with which element
         at = bisect_left(ends, least)
@@ -272,7 +292,8 @@ class Cutter:
             run, first = end, at + 1
             at = bisect_left(ends, run + least, first)
         if count and ends[-1] > run:
-            parts.append(self._run(base + run, base + ends[-1], count - first))
+            part = self._run(base + run, base + ends[-1], count - first)
+            parts.append(part._replace(is_literal=True) if is_end else part)
         return parts
 
     def _key_length(self, start: int, end: int) -> int:
@@ -282,13 +303,12 @@ class Cutter:
         except OutOfData:
             return ends_of(self._view[start:end], 1)[0]
 
-    @staticmethod
-    def _run(start: int, end: int, elements: int) -> Part:
-        return Part(start, end, elements, is_literal=end - start <= LITERAL_BYTES_MAX)
+    def _run(self, start: int, end: int, elements: int) -> Part:
+        return Part(start, end, elements, is_literal=end - start <= self._sizes.literal_most)
 
     def text(self, start: int, end: int) -> list[Part]:
         """The parts of text or bytes."""
-        *_, least, most, _, _ = self._sizes
+        least, most = self._sizes.text_least, self._sizes.text_most
         parts: list[Part] = []
         while end - start > least:
             limit = min(start + most, end)

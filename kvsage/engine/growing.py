@@ -1,32 +1,41 @@
 """Lists that are long: adding to the end, and reading a part, without the rest.
 
-What is added goes behind the last piece of the tree, which is cut anew together with it; the nodes
-above it are made anew, one on each level. The outcome is the tree that saving the whole list would
-make.
+What is added goes into the tail, which stands in the root. When that makes a piece, or several,
+they are hung into the tree, with one new node on each level. The outcome is the tree that saving
+the whole list would make.
 """
 
 from __future__ import annotations
 
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgpack import UnpackException
 
 from kvsage.engine.assembling import Assembler, items_of, put_entry
-from kvsage.engine.content import Mismatch
+from kvsage.engine.content import Mismatch, deflate_tree, inflate_tree
 from kvsage.engine.cutting import (
     ARRAY,
     Cutter,
     array_header,
     counted,
     ends_of,
+    ends_run,
     is_dense,
     is_headed,
 )
 from kvsage.engine.tree import TOP_MAX, Piece, group, held, pieces_of
 from kvsage.errors import CorruptionError, ValueTooLargeError
-from kvsage.index.keydir import decode_row
-from kvsage.log.format import CODEC_MASK, IS_TREE, MSGPACK, is_node
+from kvsage.index.keydir import content_keys_in, decode_row
+from kvsage.log.format import (
+    CODEC_MASK,
+    IS_TREE,
+    LITERAL,
+    MSGPACK,
+    STORED_RAW,
+    TREE_HEAD,
+    TREE_ITEM,
+)
 from kvsage.serialization import pack
 from kvsage.store import not_a_list
 
@@ -42,6 +51,24 @@ if TYPE_CHECKING:
 
 ROOM = 16 << 10  # for what is cut anew beside the items; nobody has looked yet
 EMPTY = array_header(0)
+
+
+class Grown(NamedTuple):
+    """A list that has grown.
+
+    Attributes:
+        flags: of its entry, without those of a content.
+        expires_ms: when it expires, or 0.
+        value: of its entry, unless that is content.
+        content: what is stored as content.
+        refers: the content keys that the entry refers to, where they are those that it had.
+    """
+
+    flags: int
+    expires_ms: int
+    value: bytes
+    content: Content | Tree | None = None
+    refers: bytes = b""
 
 
 class Growth:
@@ -60,12 +87,8 @@ class Growth:
         self.length = 0
         self.room = ROOM + sum(map(len, items))
 
-    def on(
-        self, engine: Engine, txn: Txn, key: bytes
-    ) -> tuple[int, int, bytes, Content | Tree | None]:
-        """Flags, expiry and value of the entry that holds the list with the items.
-
-        The value is here, or it is the content. Nobody else may write meanwhile.
+    def on(self, engine: Engine, txn: Txn, key: bytes) -> Grown:
+        """The list with the items. Nobody else may write meanwhile.
 
         Args:
             engine: whose list.
@@ -79,32 +102,36 @@ class Growth:
         """
         data = txn.get(key, None, engine.index.keydir)
         row = None if data is None else decode_row(data)
-        if row is None or 0 < row.expires_ms <= engine.clock() * 1000:
-            return MSGPACK, 0, *self._appended(key, EMPTY)
+        if data is None or row is None or 0 < row.expires_ms <= engine.clock() * 1000:
+            return self._appended(key, EMPTY, 0)
         try:
             entry = put_entry(engine, key, row)
-            return MSGPACK, row.expires_ms, *self._grown(Assembler(engine, txn), key, entry)
+            if entry.flags == MSGPACK | IS_TREE:
+                value = inflate_tree(entry.value)
+                longer = self._with_tail(key, value)
+                if longer is not None:
+                    longer = deflate_tree(longer, engine.options.compression_level)
+                    return Grown(entry.flags, row.expires_ms, longer, None, content_keys_in(data))
+            return self._grown(Assembler(engine, txn), key, entry)
         except Mismatch as error:
             raise CorruptionError(
                 f"the list of {key.decode()!r} is damaged", segment=row.segment, offset=row.offset
             ) from error
 
-    def _grown(
-        self, assembler: Assembler, key: bytes, entry: LogEntry
-    ) -> tuple[bytes, Content | Tree | None]:
-        if entry.flags & IS_TREE and entry.flags & CODEC_MASK == MSGPACK:
+    def _grown(self, assembler: Assembler, key: bytes, entry: LogEntry) -> Grown:
+        if entry.flags == MSGPACK | IS_TREE:
             tree = self._grown_tree(assembler, key, items_of(entry.value))
             if tree is not None:
-                return b"", tree
+                return Grown(MSGPACK, entry.expires_ms, b"", tree)
         data = assembler.value(entry.flags, entry.value)
         if entry.flags & CODEC_MASK != MSGPACK:
             value = self._preparer.codec.decode(key.decode(), entry.flags, data)
             if not isinstance(value, list):
                 raise not_a_list(key.decode(), value)
             data = pack(value)
-        return self._appended(key, data)
+        return self._appended(key, data, entry.expires_ms)
 
-    def _appended(self, key: bytes, data: bytes) -> tuple[bytes, Content | Tree | None]:
+    def _appended(self, key: bytes, data: bytes, expires_ms: int) -> Grown:
         """The items behind a list that is serialized whole."""
         kind, header, count = counted(data)
         if kind != ARRAY or is_headed(data, header):
@@ -114,8 +141,8 @@ class Growth:
         data = b"".join([array_header(self.length), memoryview(data)[header:], *self._items])
         self._check(key, len(data))
         if len(data) < self._preparer.content_bytes_min:
-            return data, None
-        return b"", self._preparer.large(MSGPACK, data)
+            return Grown(MSGPACK, expires_ms, data)
+        return Grown(MSGPACK, expires_ms, b"", self._preparer.large(MSGPACK, data))
 
     def _check(self, key: bytes, size: int) -> None:
         limit = self._preparer.codec.value_bytes_max
@@ -125,41 +152,87 @@ class Growth:
                 "(value_bytes_max, bytes_max) are stored"
             )
 
+    def _with_tail(self, key: bytes, value: bytes) -> bytes | None:
+        """The root with the items in its tail; None where they do not all fit there.
+
+        Flat, and without a look at the other items: this is what nearly every append is.
+        """
+        length, items, _ = TREE_HEAD.unpack_from(value)
+        at = TREE_HEAD.size + TREE_ITEM.size * items
+        last_at = at - TREE_ITEM.size
+        first_key, first_length, _, _ = TREE_ITEM.unpack_from(value, TREE_HEAD.size)
+        last_key, tail_length, elements, _ = TREE_ITEM.unpack_from(value, last_at)
+        if not first_key == last_key == LITERAL or items == 1 or not elements:
+            return None
+        kind, header, count = counted(value[at : at + first_length])
+        if kind != ARRAY or header != first_length:
+            return None
+        added = self._room_in_tail(tail_length)
+        self.length = count + len(self._items)
+        if added is None or is_dense(self.length, length - header + added):
+            return None
+        head = array_header(self.length)
+        total = length - header + len(head) + added
+        self._check(key, total)
+        return b"".join(
+            [
+                TREE_HEAD.pack(total, items, STORED_RAW),
+                TREE_ITEM.pack(LITERAL, len(head), 0, 0),
+                value[TREE_HEAD.size + TREE_ITEM.size : last_at],
+                TREE_ITEM.pack(LITERAL, tail_length + added, elements + len(self._items), 0),
+                head,
+                value[at + header :],
+                *self._items,
+            ]
+        )
+
+    def _room_in_tail(self, size: int) -> int | None:
+        """Bytes of the items, where none of them ends the run of elements in a tail."""
+        least, spread, most, whole = self._preparer.sizes[:4]
+        before = size
+        for item in self._items:
+            size += len(item)
+            if len(item) > whole or size >= most:
+                return None
+            if size >= least and ends_run(item, spread):
+                return None
+        return size - before
+
     def _grown_tree(
         self, assembler: Assembler, key: bytes, items: Sequence[TreeItem]
     ) -> Tree | None:
         """The tree with the items; None where it must be cut anew as a whole."""
         count = list_count(items)
-        if count is None or len(items) == 1:
+        if count is None:
             return None
         _, *top = held(items)
-        added, before = b"".join(self._items), sum([piece.length for piece in top])
+        tail = top.pop() if top and top[-1].literal else None
+        if not top:
+            return None
+        base = b"" if tail is None else tail.literal
+        added = b"".join(self._items)
+        before = len(base) + sum([piece.length for piece in top])
         self.length = count + len(self._items)
         if is_dense(count, before) or is_dense(self.length, before + len(added)):
             return None  # text is cut by what comes behind, too
         header = array_header(self.length)
         length = len(header) + before + len(added)
         self._check(key, length)
+        raw = base + added
+        ends = [] if tail is None else element_ends(base, tail.elements)
+        lengths = accumulate(map(len, self._items), initial=len(base))
+        cutter = Cutter(raw, self._preparer.sizes)
+        pieces = pieces_of(raw, cutter.elements([*ends, *islice(lengths, 1, None)], 0))
+        rest = [pieces.pop()] if pieces and pieces[-1].literal else []
         levels = [top]
         while levels[-1][-1].level:
             levels.append(held(grouped_in(assembler, levels[-1][-1])))
-        *pieces, last = levels.pop()
-        base = b""
-        if last.key and is_node(last.key):
-            pieces.append(last)  # an element that is large stays as it is
-        else:
-            base = last.literal or assembler.content(last.key)
-        raw = base + added
-        ends = element_ends(base, last.elements) if base else []
-        lengths = accumulate(map(len, self._items), initial=len(base))
-        cutter = Cutter(raw, self._preparer.sizes)
-        parts = cutter.elements([*ends, *islice(lengths, 1, None)], 0)
-        pieces += pieces_of(raw, parts)
+        pieces = levels.pop() + pieces
         while levels:
             pieces = levels.pop()[:-1] + group(pieces)
         while len(pieces) > TOP_MAX:
             pieces = group(pieces)
-        root = [Piece(b"", len(header), 0, 0, header), *pieces]
+        root = [Piece(b"", len(header), 0, 0, header), *pieces, *rest]
         return self._preparer.tree(root, raw, length)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.assembling import EXPANDED_BYTES_MAX, node_value, raw_content
-from kvsage.engine.content import EXPANDED, NODE_VALUE, Mismatch, compress, place_of
+from kvsage.engine.content import EXPANDED, NODE_VALUE, Mismatch, compress, deflate_tree, place_of
 from kvsage.engine.cutting import sizes_for
 from kvsage.engine.references import References
 from kvsage.engine.tree import node_key, opened
@@ -147,7 +147,7 @@ class Placing:
             self._pack(pack)
         value, keys = self._encode(tree.pieces)
         self.references.hold(keys)
-        return value, keys
+        return self._deflate(value), keys
 
     def _encode(self, pieces: Sequence[Piece]) -> tuple[bytes, bytes]:
         """The items of a node or root, and the content keys in them."""
@@ -196,7 +196,7 @@ class Placing:
             key = CONTENT_KEY.pack(digest, number)
             row = self.references.row(key)
             if row is None:
-                place = self._frame(NODE, 0, key, value)
+                place = self._frame(NODE, 0, key, self._deflate(value))
                 counts = (self._seq, piece.length, 0, 0, place[2])
                 self.references.add(key, ContentRow(*place, *counts, children))
                 self._fresh[key] = value
@@ -207,6 +207,9 @@ class Placing:
             if self._is_same_node(key, row, value):
                 return key
         raise _too_many(NUMBER_END - NODE_NUMBER)
+
+    def _deflate(self, value: bytes) -> bytes:
+        return deflate_tree(value, self._engine.options.compression_level)
 
     def _is_same_node(self, key: bytes, row: ContentRow, value: bytes) -> bool:
         fresh = self._fresh.get(key)

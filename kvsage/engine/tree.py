@@ -5,7 +5,9 @@ list or a mapping is cut into is grouped into nodes, those into nodes again, unt
 group ends, from a least number on, behind a piece whose hash says so: like the cuts themselves, the
 groups are chosen by what is in them, so a change anywhere changes one node on each level.
 
-Each list or mapping that is cut has a tree of its own. Its header stands in its topmost items.
+Each list or mapping that is cut has a tree of its own. Its header stands in its topmost items, and
+so does its tail, the last elements that make no piece yet: what is added to the end changes the
+topmost items alone, until a piece is full.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from kvsage.engine.layouts import Layouts
     from kvsage.log.format import TreeItem
 
-TOP_MAX = 24  # of the items of a root, beside its header
+TOP_MAX = 12  # of the topmost items, beside header and tail
 GROUP_LEAST = 8
 GROUP_MOST = 32
 GROUP_MASK = 0x07  # one piece in eight ends a group
@@ -169,9 +171,10 @@ def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None)
 
 
 def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None) -> list[Piece]:
-    """The topmost items over pieces: their header, and at most ``TOP_MAX`` others."""
+    """The topmost items over pieces: their header, at most ``TOP_MAX`` others, and their tail."""
     head = pieces[:1] if pieces[0].literal else []
-    rest = pieces[len(head) :]
+    tail = pieces[-1:] if pieces[-1].literal and len(pieces) > 1 else []
+    rest = pieces[len(head) : len(pieces) - len(tail)]
     nodes = [piece for piece in rest if piece.level]  # reused: more pieces than fit into a root
     if nodes or len(rest) > TOP_MAX:
         left = rest[len(nodes) :]
@@ -180,7 +183,7 @@ def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = Non
             layouts.keep(raw, rest[:-1])
     while len(rest) > TOP_MAX:
         rest = group(rest)
-    return head + rest
+    return head + rest + tail
 
 
 def opened(piece: Piece, raw: bytes, sizes: Sizes) -> list[Piece]:
@@ -192,7 +195,8 @@ def opened(piece: Piece, raw: bytes, sizes: Sizes) -> list[Piece]:
         sizes: by which it was cut.
     """
     span = memoryview(raw)[piece.start : piece.start + piece.length]
-    parts = Cutter(raw, sizes).elements(ends_of(span, piece.elements), piece.start)
+    ends = ends_of(span, piece.elements)
+    parts = Cutter(raw, sizes).elements(ends, piece.start, is_end=False)
     return pieces_of(raw, parts)
 
 

@@ -278,7 +278,7 @@ def possible(entry: LogEntry) -> bool:
     if entry.kind in {CONTENT, NODE}:
         if len(key) != CONTENT_KEY.size or is_node(key) != (entry.kind == NODE):
             return False
-        return decode_tree(value) is not None if is_node(key) else len(value) >= CONTENT_HEAD.size
+        return split_tree(value) is not None if is_node(key) else len(value) >= CONTENT_HEAD.size
     if entry.kind == PACK:
         return decode_pack(value) is not None
     if entry.kind == RETIRE:
@@ -291,7 +291,7 @@ def _possible_of_key(entry: LogEntry) -> bool:
         return False
     refers = entry.flags & REFERS if entry.kind == PUT else 0
     if refers & IS_TREE:
-        return refers == IS_TREE and decode_tree(entry.value) is not None
+        return refers == IS_TREE and split_tree(entry.value) is not None
     return not refers or len(entry.value) == CONTENT_REF.size
 
 
@@ -330,9 +330,11 @@ def decode_retire(value: bytes) -> Retire | None:
 # -- trees ------------------------------------------------------------------------------------
 
 # A tree is bytes in pieces. Its root is the value of a PUT, its nodes are entries: a raw length, a
-# number of items, the items, then the bytes of those items that are literal, one behind the other.
-TREE_HEAD = Struct("<QH")
+# number of items, how the literal bytes are stored; the items; then the literal bytes, those of all
+# items one behind the other.
+TREE_HEAD = Struct("<QHB")
 TREE_ITEM = Struct("<18sIIB")  # content key, raw length, elements that begin in it, level
+assert TREE_HEAD.size == 11
 assert TREE_ITEM.size == 27
 LITERAL = b"\xff" * CONTENT_KEY.size  # in place of a content key: the bytes stand here
 TREE_ITEMS_MAX = 1 << 10
@@ -373,8 +375,8 @@ class Item(Protocol):
 
 
 def encode_tree(items: Sequence[TreeItem] | Sequence[Item]) -> bytes:
-    """The value of a PUT that is a tree, or of a NODE."""
-    head = TREE_HEAD.pack(sum([item.length for item in items]), len(items))
+    """The value of a PUT that is a tree, or of a NODE, its literal bytes as they are."""
+    head = TREE_HEAD.pack(sum([item.length for item in items]), len(items), STORED_RAW)
     table = [
         TREE_ITEM.pack(item.key or LITERAL, item.length, item.elements, item.level)
         for item in items
@@ -382,27 +384,41 @@ def encode_tree(items: Sequence[TreeItem] | Sequence[Item]) -> bytes:
     return b"".join([head, *table, *[item.literal for item in items if item.literal]])
 
 
-def decode_tree(value: bytes) -> list[TreeItem] | None:
-    """The items of a tree or a node; None where the value is none."""
+def split_tree(value: bytes) -> tuple[int, int, int] | None:
+    """How the literal bytes of a tree or node are stored, how many they are, and where they stand.
+
+    None where the value is no tree. Of literal bytes that are compressed nothing is looked at.
+    """
     if len(value) < TREE_HEAD.size:
         return None
-    length, count = TREE_HEAD.unpack_from(value)
+    length, count, stored = TREE_HEAD.unpack_from(value)
     at = TREE_HEAD.size + TREE_ITEM.size * count
     if not 0 < count <= TREE_ITEMS_MAX or len(value) < at:
         return None
-    items, total = [], 0
-    for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
+    total = literal = 0
+    for key, size, _, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
         total += size
-        if not size or level >= TREE_LEVELS_MAX:
+        literal += size if key == LITERAL else 0
+        if not size or level >= TREE_LEVELS_MAX or (level and (key == LITERAL or not is_node(key))):
             return None
-        if level and (key == LITERAL or not is_node(key)):
-            return None
+    if total != length or (stored == STORED_RAW and len(value) - at != literal):
+        return None
+    return stored, literal, at
+
+
+def decode_tree(value: bytes) -> list[TreeItem] | None:
+    """The items of a tree or node whose literal bytes are as they are; None for anything else."""
+    said = split_tree(value)
+    if said is None or said[0] != STORED_RAW:
+        return None
+    items, at = [], said[2]
+    for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
         if key == LITERAL:
             items.append(TreeItem(b"", size, elements, level, value[at : at + size]))
             at += size
         else:
             items.append(TreeItem(key, size, elements, level, b""))
-    return items if total == length and at == len(value) else None
+    return items
 
 
 def tree_length(value: bytes) -> int:
@@ -411,15 +427,10 @@ def tree_length(value: bytes) -> int:
 
 
 def keys_in_tree(value: bytes) -> bytes:
-    """The content keys in a tree or a node, one behind the other.
-
-    Raises:
-        ValueError: it is none.
-    """
-    items = decode_tree(value)
-    if items is None:
-        raise ValueError("not the value of a tree")
-    return b"".join([item.key for item in items])
+    """The content keys in a possible tree or node, one behind the other."""
+    _, count, _ = TREE_HEAD.unpack_from(value)
+    table = value[TREE_HEAD.size : TREE_HEAD.size + TREE_ITEM.size * count]
+    return b"".join([key for key, *_ in TREE_ITEM.iter_unpack(table) if key != LITERAL])
 
 
 def references_in(entry: LogEntry) -> bytes:
