@@ -10,7 +10,7 @@ from uuid import UUID
 from hypothesis import strategies as st
 
 from kvsage.engine.content import content_hash
-from kvsage.engine.cutting import cut, sizes_for
+from kvsage.engine.cutting import Sizes, cut
 from kvsage.engine.tree import pieces_of, topmost
 from kvsage.index.contents import decode_content_row
 from kvsage.index.keydir import content_keys_in, decode_row
@@ -18,7 +18,7 @@ from kvsage.log.format import CONTENT_KEY, MSGPACK, STR, split_keys
 from kvsage.serialization import Serializer, pack
 from tests.support.small import OPTIONS
 
-SIZES = sizes_for(OPTIONS["content_bytes_min"])  # runs of 32 to 256 bytes, whole up to 128
+SIZES = Sizes(32, 32, 256, 128, 128, 512, 256, 2048)  # ``sizes_for(64)``, in tests
 WORDS = [word + ending for word in ("a", "store", "gives", "what it took") for ending in "sntdr "]
 
 
@@ -160,7 +160,7 @@ VALUES = st.one_of(
 
 PLACES = st.integers(0, 1 << 16)
 EDITS = st.tuples(
-    st.sampled_from(["insert", "delete", "replace", "append", "prepend", "swap"]),
+    st.sampled_from(["insert", "delete", "replace", "append", "prepend", "swap", "wrap", "unwrap"]),
     st.lists(PLACES, min_size=1, max_size=4),
     st.integers(1, 9),
     recipes(max_size=2).map(elements),
@@ -187,6 +187,13 @@ def _edited_elements(value, edit):
     if deeper and value and isinstance(value[at], (list, tuple, dict, str, bytes, Message)):
         inside = edited(value[at], (verb, deeper, count, new))
         return type(value)([*value[:at], inside, *value[at + 1 :]])
+    if verb in {"wrap", "unwrap"}:
+        last = at + (9 * count if verb == "wrap" else 1)
+        inside = value[at:last]
+        unwrapped = inside[0] if inside and isinstance(inside[0], list) else inside
+        return type(value)(
+            [*value[:at], *([list(inside)] if verb == "wrap" else unwrapped), *value[last:]]
+        )
     return _spliced(value, verb, place, count, type(value)(new))
 
 
@@ -200,7 +207,7 @@ def _spliced(value, verb, place, count, new):
         "insert": (at, at, new),
         "delete": (at, at + count, new[:0]),
         "replace": (at, at + count, new),
-    }[verb]
+    }.get(verb, (at, at, new))
     return value[:first] + new + value[last:]
 
 

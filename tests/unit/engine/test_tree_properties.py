@@ -133,18 +133,42 @@ def test_a_tree_bears_no_trace_of_how_it_came_about(opened, first, script):
         check(store, value)
 
 
-@pytest.mark.parametrize(
-    "kinds",
-    [("message",), ("message", "whole", "list"), ("tiny", "lines"), ("tiny", "message")],
-    ids=" and ".join,
-)
-def test_an_edit_at_any_place_of_a_list_leaves_no_trace(opened, kinds):
+def runs_before_large(count):
+    """Most runs of elements end because a large element follows."""
+    made = elements([("tiny", 4 * count, 7, False), ("whole", 16 * count, 7, False)])
+    tiny, large = made[: 4 * count], made[4 * count :]
+    return [one for n in range(count) for one in (*tiny[4 * n : 4 * n + 4], large[n])]
+
+
+LISTS = {
+    "messages": elements([("message", 40, seed, False) for seed in range(3)]),
+    "runs of short elements": elements([("tiny", 250, 1, False)]),
+    "messages, text and lists": elements(
+        [(kind, 40, seed, False) for seed in range(2) for kind in ("message", "lines", "list")]
+    ),
+    "runs before large elements": runs_before_large(70),
+}
+
+
+@pytest.mark.parametrize("value", LISTS.values(), ids=LISTS)
+def test_an_edit_at_any_place_of_a_list_leaves_no_trace(opened, value):
     """What is remembered of a value that was saved may be used for the next one only so far."""
-    value = elements([(one, 30, seed, False) for seed in range(3) for one in kinds])
     with opened() as store:
-        for at in range(0, len(value), 2):
-            for edit in (("delete", [at], 1, []), ("replace", [at], 1, ["something else"])):
+        for at in range(len(value)):
+            store.save("k", value)
+            verb = ("delete", "insert")[at % 2] if isinstance(value[at], dict) else "replace"
+            after = edited(value, (verb, [at], 1, ["else"]))
+            store.save("k", after)
+            check(store, after)
+
+
+@pytest.mark.parametrize("value", LISTS.values(), ids=LISTS)
+def test_a_list_within_a_list_ends_where_it_ends(opened, value):
+    """What follows a list may be what was once a part of it."""
+    with opened() as store:
+        for at in range(1, len(value), 7):
+            first, rest = value[:at], value[at:]
+            for after in ([first, *rest], [first, rest], {"a": first, "b": rest}, [[value]]):
                 store.save("k", value)
-                after = edited(value, edit)
                 store.save("k", after)
                 check(store, after)
