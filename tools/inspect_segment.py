@@ -33,7 +33,7 @@ ENTRY = Struct("<QQQIHBB")
 END = Struct("<QIIIIQQ")
 CONTENT_KEY = Struct("<16sH")
 CONTENT_HEAD = Struct("<Q")
-TREE_HEAD = Struct("<QH")
+TREE_HEAD = Struct("<QHB")
 TREE_ITEM = Struct("<18sIIB")
 PACK_HEAD = Struct("<IQ")
 PACKED = Struct("<18sI")
@@ -360,7 +360,7 @@ class LogFile:
     def tree(self, at: int, value: bytes) -> None:
         """The items of a root or a node, and the bytes of those that are literal."""
         report, items = self.report, items_of(at, value)
-        report.fields(value[: TREE_HEAD.size], at, TREE_HEAD, "bytes, items")
+        report.fields(value[: TREE_HEAD.size], at, TREE_HEAD, "bytes, items, literals stored")
         here, literals = at + TREE_HEAD.size, []
         for key, length, elements, level, literal in items:
             report.line(
@@ -373,6 +373,8 @@ class LogFile:
             report.fields(packed, here, TREE_ITEM, ITEM_NAMES)
             here += TREE_ITEM.size
             literals.append(literal)
+        if value[here - at :] != b"".join(literals):
+            literals = [value[here - at :]]
         for literal in filter(None, literals):
             report.piece(here, literal, "literal")
             here += len(literal)
@@ -511,7 +513,7 @@ def raw_content(at: int, flags: int, value: bytes) -> bytes:
 
 
 def unpacked(at: int, flags: int, stored: bytes, raw_length: int) -> bytes:
-    """The raw bytes of a content or a pack."""
+    """The raw bytes of a content, a pack or literals."""
     raw = stored
     if flags not in STORED or raw_length > VALUE_MAX:
         raise Damage(at, "a content of another shape")
@@ -549,23 +551,30 @@ def items_of(at: int, value: bytes) -> list[Item]:
     """The items of a root or a node."""
     if len(value) < TREE_HEAD.size:
         raise Damage(at, "a tree is too short")
-    length, count = TREE_HEAD.unpack_from(value)
-    literals = TREE_HEAD.size + TREE_ITEM.size * count
-    if not 0 < count <= ITEMS_MAX or len(value) < literals:
+    length, count, stored_as = TREE_HEAD.unpack_from(value)
+    behind = TREE_HEAD.size + TREE_ITEM.size * count
+    if not 0 < count <= ITEMS_MAX or len(value) < behind:
         raise Damage(at, f"a tree of {count} items")
+    table = list(TREE_ITEM.iter_unpack(value[TREE_HEAD.size : behind]))
+    if sum(size for _, size, _, _ in table) != length:
+        raise Damage(at, "the items of a tree do not add up to it")
+    literal_length = sum(size for key, size, _, _ in table if key == LITERAL)
+    literals = unpacked(at, stored_as, value[behind:], literal_length)
     items: list[Item] = []
-    for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : literals]):
+    for key, size, elements, level in table:
         is_literal = key == LITERAL
         if not size or level >= LEVELS_MAX or (level and (is_literal or not is_node(key))):
             raise Damage(at, "an item of a tree that cannot be")
-        literal = b""
-        if is_literal:
-            literal = value[literals : literals + size]
-            literals += size
-        items.append((key, size, elements, level, literal))
-    if literals != len(value) or sum(item[1] for item in items) != length:
-        raise Damage(at, "the items of a tree do not fill it")
+        items.append((key, size, elements, level, literals[:size] if is_literal else b""))
+        literals = literals[size:] if is_literal else literals
     return items
+
+
+def with_raw_literals(value: bytes, items: list[Item]) -> bytes:
+    """The value of a node with its literal bytes as they are, which is what its key is made of."""
+    length, count, _ = TREE_HEAD.unpack_from(value)
+    table = value[TREE_HEAD.size : TREE_HEAD.size + TREE_ITEM.size * count]
+    return TREE_HEAD.pack(length, count, 0) + table + b"".join(item[4] for item in items)
 
 
 def item_name(key: bytes) -> str:
@@ -623,7 +632,7 @@ def describe_node(at: int, key: bytes, value: bytes, flags: int) -> tuple[str, s
     if len(key) != CONTENT_KEY.size or not is_node(key) or key == LITERAL or flags:
         raise Damage(at, "a node of another shape")
     items = items_of(at, value)
-    if xxh3_128_digest(value, NODE_SEED) != key[:16]:
+    if xxh3_128_digest(with_raw_literals(value, items), NODE_SEED) != key[:16]:
         raise Damage(at, "a node is not what its key says")
     return (
         content_name(key),

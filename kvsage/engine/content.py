@@ -237,20 +237,20 @@ class RawCache:
 
     def put(self, place: Place, raw: bytes) -> None:
         """Keep the bytes for a while."""
-        if len(raw) >= CACHED_BYTES_MAX:
-            return
-        with self._lock:
-            before = self._kept.pop(place, b"")
-            self._kept[place] = raw
-            self._bytes += len(raw) - len(before)
-            while self._bytes > CACHE_BYTES_MAX:
-                _, gone = self._kept.popitem(last=False)
-                self._bytes -= len(gone)
+        self.put_all(((place, raw),))
 
     def put_all(self, pairs: Iterable[tuple[Place, bytes]]) -> None:
         """Keep the bytes of several for a while."""
-        for place, raw in pairs:
-            self.put(place, raw)
+        kept = self._kept
+        with self._lock:
+            for place, raw in pairs:
+                if len(raw) < CACHED_BYTES_MAX:
+                    before = kept.pop(place, b"")
+                    kept[place] = raw
+                    self._bytes += len(raw) - len(before)
+            while self._bytes > CACHE_BYTES_MAX:
+                _, gone = kept.popitem(last=False)
+                self._bytes -= len(gone)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgpack import UnpackException
 
 from kvsage.engine.assembling import Assembler, items_of, put_entry
-from kvsage.engine.content import Mismatch, deflate_tree, inflate_tree
+from kvsage.engine.content import Mismatch, inflate_tree
 from kvsage.engine.cutting import (
     ARRAY,
     Cutter,
@@ -109,8 +109,7 @@ class Growth:
             if entry.flags == MSGPACK | IS_TREE:
                 value = inflate_tree(entry.value)
                 longer = self._with_tail(key, value)
-                if longer is not None:
-                    longer = deflate_tree(longer, engine.options.compression_level)
+                if longer is not None:  # as it is: compressing it would double what an append costs
                     return Grown(entry.flags, row.expires_ms, longer, None, content_keys_in(data))
             return self._grown(Assembler(engine, txn), key, entry)
         except Mismatch as error:

@@ -223,7 +223,9 @@ class Placing:
         found = []
         for leaf in pack.leaves:
             raw = self._raw_of(leaf)
-            key, row = self.find(leaf.key[:HASH_BYTES], raw, None)
+            key, row = leaf.key, None
+            if not self._unchanged or key in self._fresh:  # else it is as new as it was
+                key, row = self.find(key[:HASH_BYTES], raw, None)
             self._placed[id(leaf)] = key
             found.append((leaf, key, raw, row))
         if all(row is not None for *_, row in found):
@@ -236,12 +238,11 @@ class Placing:
         place = self._frame(PACK, pack.flags, b"", value)
         said = decode_pack(value)
         assert said is not None
-        for (leaf, key, raw, row), packed in zip(found, said.contents, strict=True):
+        for (_, key, raw, row), (_, start, length, share) in zip(found, said.contents, strict=True):
             if row is None:
-                counts = (self._seq, leaf.length, 0, packed.start, packed.share)
-                self._add(key, ContentRow(*place, *counts), raw)
+                self._add(key, ContentRow(*place, self._seq, length, 0, start, share), raw)
             else:
-                self.references.waste(place[0], packed.share)
+                self.references.waste(place[0], share)
 
 
 def _too_many(count: int) -> StoreFullError:

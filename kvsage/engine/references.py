@@ -107,6 +107,7 @@ class References:
         """
         self._fall()
         by, contents = self._by, self._index.contents
+        changed: list[tuple[bytes, bytes]] = []
         for segment, length in self._wasted.items():
             dead[segment] = dead.get(segment, 0) + length
         for key, change in by.items():
@@ -117,12 +118,13 @@ class References:
                 if change > 0:
                     raise CorruptionError(f"the content {key[:16].hex()} is missing")
             elif row.references + change > 0:
-                counted = row._replace(references=row.references + change)
-                self._txn.put(key, encode_content_row(counted), db=contents)
+                changed.append((key, encode_content_row(row, row.references + change)))
             else:
                 dead[row.segment] = dead.get(row.segment, 0) + row.share
                 if key not in self.new:
                     self._txn.delete(key, db=contents)
+        changed.sort()  # rows that stand side by side change a page together
+        self._txn.cursor(contents).putmulti(changed)
 
     def _fall(self) -> None:
         """Nodes that end let go of what they refer to.

@@ -6,6 +6,7 @@ fails, until a run comes through whole. The caller gets kvsage's own error, what
 
 import errno
 import os
+import random
 import resource
 import shutil
 from itertools import count
@@ -80,7 +81,8 @@ def steps(store):
             tx.save("two", 2)
             tx.delete("single")
 
-    many = {f"many{n}": [n, NOISE] for n in range(3)}
+    many = {f"many{n}": [n, random.Random(n).randbytes(len(NOISE))] for n in range(3)}
+    items = [random.Random(n).randbytes(1500) for n in range(15)]
     text = "content " * 2000
     yield lambda: store.save("single", 1), lambda was: was | {"single": 1}
     yield (
@@ -95,6 +97,11 @@ def steps(store):
     )
     yield lambda: store.save_many(many), lambda was: was | many
     yield lambda: store.save("text", text), lambda was: was | {"text": text}
+    for _ in range(2):
+        yield (
+            lambda: store.extend("list", items),
+            lambda was: was | {"list": was.get("list", []) + items},
+        )
     yield lambda: store.increment("n"), lambda was: was | {"n": was.get("n", 0) + 1}
 
 
@@ -389,7 +396,7 @@ def test_a_file_size_limit(path, fork, durability):
         kept = 0
         for number in range(100):
             try:
-                store.save(f"k{number}", [number, NOISE])
+                store.save(f"k{number}", [number, os.urandom(len(NOISE))])
             except (StoreFullError, StoreUnavailableError):
                 break
             kept += 1

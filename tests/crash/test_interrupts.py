@@ -108,11 +108,23 @@ def content(store, number):
     store.content.delete(store.content.put(f"content {number} " * 500))
 
 
+def pieces(store, number):
+    """A value of several pieces, of which half were there before."""
+    texts = [f"{number * (n < 6)} of {n} " * 300 for n in range(12)]
+    store.save("pieces", texts)
+
+
+def extend(store, number):
+    store.extend("list", [f"{number} of {n} " * 300 for n in range(4)])
+
+
 VERBS = {
     "save": save,
     "save_many": save_many,
     "transaction": transaction,
     "content": content,
+    "pieces": pieces,
+    "extend": extend,
     "increment": lambda store, _: store.increment("n"),
     "delete": lambda store, _: store.delete("k"),
 }
@@ -165,24 +177,24 @@ def free(path):
 
 
 def test_at_every_line_of_a_rotation(tmp_path):
-    noise = os.urandom(40_000)
+    noises = [os.urandom(40_000) for _ in range(2)]
     stuck = []
     for number in count(1):
         # Each in a store of its own: the work of a rotation grows with the number of segments.
         path = tmp_path / str(number)
         with LMDBStore(path, durability="relaxed", segment_bytes_max=65536) as store:
-            store.save("large", [0, noise])
+            store.save("large", [0, noises[0]])
             interrupt = Interrupt(number, OF_ROTATION)
-            ended = interrupt.run(lambda: store.save("large", [1, noise]))
+            ended = interrupt.run(lambda: store.save("large", [1, noises[1]]))
             if not free(path) or store._engine.gate.is_mine():
                 stuck += interrupt.where
                 store._engine.gate.leave()
             (value, _) = store.load("large")
             store.save("after", 1)
-            assert store.load("large") == [value, noise], interrupt.where
+            assert store.load("large") == [value, noises[value]], interrupt.where
             assert store.verify(deep=True).problems == (), interrupt.where
         with LMDBStore(path) as store:
-            assert store.load("large") == [value, noise], interrupt.where
+            assert store.load("large") == [value, noises[value]], interrupt.where
         if ended:
             assert value == 1
             assert number > 50

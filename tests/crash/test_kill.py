@@ -36,6 +36,16 @@ while True:
     number += 1
 """
 
+APPENDING = """
+store = LMDBStore(path, content_bytes_min=64, segment_bytes_max=65536, durability="relaxed")
+number = int(arguments[0])
+while True:
+    store.append("list", [number, "x" * (number * 37 % 400)])
+    store.extend(f"list{number % 3}", (f"{number}: {part}" for part in range(20)))
+    say(number)
+    number += 1
+"""
+
 TRANSACTIONS = """
 store = LMDBStore(path)
 number = int(arguments[0])
@@ -80,6 +90,28 @@ def test_a_writer_of_single_values(path, child, checked, program):
             last += 1
         newest = {f"k{number % RING}": number for number in range(last + 1)}
         assert {key: value[0] for key, value in found.items()} == newest
+
+
+def test_a_writer_that_adds_to_lists(path, child, checked):
+    chance = random.Random(2)
+    last = -1
+    for _ in range(10):
+        last = killed(child, APPENDING, path, last + 1, chance.randrange(1, 40))
+        found = checked(path)
+        numbers = [number for number, _ in found["list"]]
+        assert numbers == [*range(len(numbers))]
+        assert [len(text) for _, text in found["list"]] == [n * 37 % 400 for n in numbers]
+        # The next one may have come through before its acknowledgement did, or a half of it.
+        assert last <= numbers[-1] <= last + 1
+        added = [number for number in numbers if number % 3 == numbers[-1] % 3]
+        last_of_three = found.get(f"list{numbers[-1] % 3}", [])
+        texts = [f"{number}: {part}" for number in added for part in range(20)]
+        assert last_of_three in ((texts,) if numbers[-1] == last else (texts, texts[:-20]))
+        if last_of_three == texts:
+            last = numbers[-1]
+        else:  # take back the half, as the writer begins with the whole one again
+            with LMDBStore(path, content_bytes_min=64) as store:
+                store.save("list", found["list"][:-1])
 
 
 def test_a_writer_of_transactions(path, child, checked):

@@ -22,7 +22,17 @@ from kvsage import (
 from kvsage.fs import Disk, mounts
 from kvsage.index import trust
 from kvsage.index.segments import get_meta
-from kvsage.log.format import BATCH_BYTES, decode_header, decode_identity, header_length
+from kvsage.log.format import (
+    BATCH_BYTES,
+    ENTRY_KIND_AT,
+    NODE,
+    PACK,
+    PUT,
+    decode_header,
+    decode_identity,
+    header_length,
+    split_entries,
+)
 from kvsage.log.reader import SegmentReader
 
 SMALL = {"segment_bytes_max": 65536}
@@ -497,7 +507,7 @@ def test_a_flipped_byte_under_a_trusted_index(path):
 
 
 def test_a_damaged_content_hits_those_that_hold_it_alone(path):
-    text = os.urandom(9000).hex()
+    text = os.urandom(7000).hex()  # short enough to be kept in one piece
     with LMDBStore(path) as store:
         store.save("one", text)
         store.save("two", text)
@@ -513,6 +523,57 @@ def test_a_damaged_content_hits_those_that_hold_it_alone(path):
         assert store.load("one") == text
         address = store.content.put(text)
         assert store.content.get(address) == text.encode()
+
+
+def entries(path, file, kind):
+    """Where the entries of one kind stand in a segment, and how long they are."""
+    return [
+        (batch.offset + BATCH_BYTES + offset, len(framed))
+        for batch in batches(path, file)
+        for offset, framed in split_entries(batch.body, batch.header.entries)
+        if framed[ENTRY_KIND_AT] == kind
+    ]
+
+
+@pytest.mark.parametrize("kind", [PACK, NODE, PUT])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_damaged_piece_hits_those_that_hold_it_alone(path, kind, which):
+    texts = [f"{number}: {os.urandom(40).hex()}" for number in range(400)]
+    values = {"one": texts, "two": texts, "part": texts[:100], "other": texts[::-1]}
+    with LMDBStore(path, content_bytes_min=64) as store:
+        store.save("part", values["part"])
+        store.save("one", values["one"])
+        file = segments(path)[0]
+        at, length = entries(path, file, kind)[which]
+        store.save_many(values)
+    flip(file, at + length // 2)
+    hit = {
+        (PACK, 0): {"one", "two", "part"},
+        (PACK, -1): {"one", "two"},
+        (NODE, 0): {"one", "two", "part"},
+        (NODE, -1): {"one", "two"},
+    }.get((kind, which), set())  # every PUT has a newer one
+    with LMDBStore(path, content_bytes_min=64) as store:
+        for key, value in values.items():
+            if key in hit:
+                with pytest.raises(CorruptionError, match=f"'{key}'") as caught:
+                    store.load(key)
+                assert (caught.value.segment, caught.value.offset) == (1, at)
+            else:
+                assert store.load(key) == value
+        if hit:
+            assert store.load_range("two", 200, 210) == texts[200:210]
+        assert [problem.segment for problem in store.verify().problems] == [1]
+        store.save("one", texts)
+        assert store.load("one") == texts
+        assert store.append("one", "more") == 401
+        assert store.load("one") == [*texts, "more"]
+        if "two" in hit:
+            with pytest.raises(CorruptionError):
+                store.load("two")
+        store.save("two", texts)
+        store.save("part", texts[:100])
+        assert dict(store.items()) == values | {"one": [*texts, "more"]}
 
 
 # -- KVSAGE, and directories that are no stores -------------------------------------------------
