@@ -16,9 +16,12 @@ from unittest import mock
 from inspect_segment import Report, inspect_store
 
 from kvsage import LMDBStore
-from kvsage.engine import cutting
+from kvsage.engine import preparing
+from kvsage.engine.cutting import sizes_for
 
 NOW_S = 1_767_225_600.0  # the first second of 2026
+# So that a small value is a tree.
+SIZES = sizes_for(0)._replace(least=32, spread=32, most=256, whole=128, literal_most=31)
 RANDOM_BYTES = bytes.fromhex("00112233445566778899aabbccddeeff")
 RANDOM_BITS = (0x1111111111111111, 0x2222222222222222, 0x3333333333333333)
 
@@ -29,7 +32,7 @@ def make(path: Path) -> None:
     with (
         mock.patch.object(secrets, "token_bytes", lambda count: RANDOM_BYTES[:count]),
         mock.patch.object(secrets, "randbits", lambda count: next(bits) % (1 << count)),
-        mock.patch.object(cutting, "PIECE_UNIT_LEAST", 64),  # so that a small value is a tree
+        mock.patch.object(preparing, "sizes_for", return_value=SIZES),
         LMDBStore(path, clock=lambda: NOW_S, content_bytes_min=64) as store,
     ):
         store.save("greeting", "hello", ttl=60)

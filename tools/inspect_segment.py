@@ -516,16 +516,16 @@ def unpacked(at: int, flags: int, stored: bytes, raw_length: int) -> bytes:
     """The raw bytes of a content, a pack or literals."""
     raw = stored
     if flags not in STORED or raw_length > VALUE_MAX:
-        raise Damage(at, "a content of another shape")
+        raise Damage(at, "bytes that are stored in another way")
     if flags == 1:
         try:
             if zstandard.frame_content_size(stored) != raw_length:
-                raise Damage(at, "a content's frame declares another length")
+                raise Damage(at, "a frame declares another length")
             raw = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(stored)
         except zstandard.ZstdError as error:
-            raise Damage(at, f"a content's frame: {error}") from None
+            raise Damage(at, f"a frame: {error}") from None
     if len(raw) != raw_length:
-        raise Damage(at, "a content is not as long as it says")
+        raise Damage(at, "stored bytes of another length than is said")
     return raw
 
 

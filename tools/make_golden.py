@@ -25,6 +25,7 @@ from xxhash import xxh3_128_digest
 
 from kvsage import LMDBStore, Serializer
 from kvsage.engine import compaction, cutting
+from kvsage.engine.content import deflate_tree
 from kvsage.engine.pace import UNPACED
 from kvsage.fs import POSIX
 from kvsage.log import format as fmt
@@ -58,7 +59,7 @@ CHAT = [{"role": ("user", "agent")[turn % 2], "says": line} for turn, line in en
 LONG_TEXT = "\n".join(LINES)
 LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(120))))
 NESTED = {"lines": LINES[:40], "of": {"chat": CHAT[:30], "text": LONG_TEXT[:1500]}}
-BY_HAND = [line.upper() for line in LINES[:16]]
+BY_HAND = [line.upper() for line in LINES[:27]]
 
 VALUES = {
     "none": None,
@@ -154,11 +155,12 @@ def make_trees(store: LMDBStore) -> None:
 def tree_by_hand() -> list[tuple[int, int, bytes, bytes]]:
     """Kind, flags, key and value of entries that bring a tree of other cuts and groups.
 
-    A list of sixteen texts, each a leaf, in three levels of nodes with two items each.
+    A list of texts: sixteen of them, each a leaf, in three levels of nodes with two items each, and
+    the rest as a literal that is compressed.
     """
     entries = []
     items = []
-    for line in BY_HAND:
+    for line in BY_HAND[:16]:
         raw = msgpack.packb(line)
         key = fmt.CONTENT_KEY.pack(xxh3_128_digest(raw), 0)
         entries.append((fmt.CONTENT, fmt.STORED_RAW, key, fmt.CONTENT_HEAD.pack(len(raw)) + raw))
@@ -172,8 +174,10 @@ def tree_by_hand() -> list[tuple[int, int, bytes, bytes]]:
             entries.append((fmt.NODE, 0, key, value))
             length, elements = (sum(item[field] for item in pair) for field in (1, 2))
             items.append(fmt.TreeItem(key, length, elements, level, b""))
-    header = fmt.TreeItem(b"", 3, 0, 0, b"\xdc\x00\x10")
-    root = fmt.encode_tree([header, *items])
+    header = fmt.TreeItem(b"", 3, 0, 0, b"\xdc\x00" + bytes((len(BY_HAND),)))
+    tail = b"".join(map(msgpack.packb, BY_HAND[16:]))
+    rest = fmt.TreeItem(b"", len(tail), len(BY_HAND[16:]), 0, tail)
+    root = deflate_tree(fmt.encode_tree([header, *items, rest]), 3)
     return [*entries, (fmt.PUT, fmt.MSGPACK | fmt.IS_TREE, b"tree/by hand", root)]
 
 

@@ -15,6 +15,7 @@ import pytest
 from kvsage import LMDBStore, Serializer
 from kvsage.engine import rebuild
 from kvsage.engine.checkpoint import unpack_checkpoint
+from kvsage.engine.content import inflate_tree
 from kvsage.errors import KeyNotFoundError, SerializationError
 from kvsage.fs import POSIX
 from kvsage.log import format as fmt
@@ -188,7 +189,8 @@ def test_it_holds_one_of_everything():
         seen.add((entry.kind, entry.flags))
         seen.add(("expires", entry.expires_ms > 0))
         if entry.kind == fmt.NODE or (entry.kind == fmt.PUT and entry.flags & fmt.IS_TREE):
-            for item in fmt.decode_tree(entry.value):
+            seen.add(("literals", fmt.split_tree(entry.value)[0]))
+            for item in fmt.decode_tree(inflate_tree(entry.value)):
                 what = "literal" if item.literal else "node" if fmt.is_node(item.key) else "leaf"
                 seen.add((what, item.level))
     assert [header.kind for header in headers] == [1, 1, 2]
@@ -208,6 +210,7 @@ def test_it_holds_one_of_everything():
         (fmt.ORIGINS, 0),
         ("expires", True),
         ("expires", False),
+        *(("literals", how) for how in stored),
         ("literal", 0),
         ("leaf", 0),
         *(("node", level) for level in range(4)),  # level 0 is an element that is a tree itself

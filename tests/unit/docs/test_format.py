@@ -131,6 +131,7 @@ def test_a_kind_or_codec_has_the_number_in_the_code(number, name):
         f"Bit 4 (value {log_format.IS_TREE}): the value is a [tree]",
         f"The numbers from {log_format.NODE_NUMBER:,} (0x8000) to {log_format.NUMBER_END - 1:,}",
         f"xxh3_128, seeded with {tree.NODE_SEED}, of the value of its NODE entry",
+        f"{log_format.STORED_RAW} as they are, {log_format.STORED_ZSTD} as a zstd frame",
         f"| items of a root or a node | 1 to {log_format.TREE_ITEMS_MAX:,} |",
         f"| level of an item | {log_format.TREE_LEVELS_MAX - 1} |",
         f"| nodes within nodes | {assembling.DEPTH_MAX} |",
