@@ -9,16 +9,16 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
+from kvsage.engine.assembling import items_of
 from kvsage.engine.content import content_hash
-from kvsage.engine.cutting import Sizes, cut
+from kvsage.engine.cutting import cut, sizes_for
 from kvsage.engine.tree import pieces_of, topmost
 from kvsage.index.contents import decode_content_row
 from kvsage.index.keydir import content_keys_in, decode_row
-from kvsage.log.format import CONTENT_KEY, MSGPACK, STR, split_keys
+from kvsage.log.format import CONTENT_KEY, IS_TREE, MSGPACK, STR, references_in, split_keys
 from kvsage.serialization import Serializer, pack
 from tests.support.small import OPTIONS
 
-SIZES = Sizes(32, 32, 256, 128, 128, 512, 256, 2048)  # ``sizes_for(64)``, in tests
 WORDS = [word + ending for word in ("a", "store", "gives", "what it took") for ending in "sntdr "]
 
 
@@ -225,6 +225,11 @@ def _edited_mapping(value, edit):
 # -- the tree of a value --------------------------------------------------------------------------
 
 
+def small_sizes():
+    """Those of ``OPTIONS``, in tests: runs of 32 to 256 bytes, whole up to 128."""
+    return sizes_for(OPTIONS["content_bytes_min"])
+
+
 def plain_tree(value):
     """The tree that a value has, whatever was there before: as ``tree_of`` tells it."""
     if isinstance(value, (str, bytes)):
@@ -232,37 +237,44 @@ def plain_tree(value):
     else:
         codec, data = MSGPACK, pack(value)
     if len(data) < OPTIONS["content_bytes_min"]:
-        return [], set()
-    parts = cut(codec, data, SIZES)
+        return b"", set()
+    parts = cut(codec, data, small_sizes())
     if parts is None:
         key = CONTENT_KEY.pack(content_hash(data), 0)
-        return [key], {key}
+        return key, {key}
     top = topmost(pieces_of(data, parts))
     seen, left = set(), list(top)
     while left:
         piece = left.pop()
         seen.add(piece.key)
         left += piece.pieces or []
-    return [piece.key for piece in top if piece.key], seen - {b""}
+    items = [(one.key, one.length, one.elements, one.level, one.literal) for one in top]
+    return items, seen - {b""}
 
 
 # -- what the index says ------------------------------------------------------------------------
 
 
 def tree_of(store, key):
-    """The content keys that a key's row refers to, in their order, and all that those lead to."""
-    index = store._engine.index
+    """The items of the root under a key, and the content keys of all that they lead to.
+
+    In place of the items the content key, where the value is one content, or nothing.
+    """
+    engine, encoded = store._engine, key.encode()
+    index = engine.index
     with index.reading() as txn:
-        row = txn.get(key.encode(), db=index.keydir)
-        top = [] if row is None else split_keys(content_keys_in(row))
-        seen, left = set(), list(top)
+        data = txn.get(encoded, db=index.keydir)
+        row, keys = decode_row(data), content_keys_in(data)
+        entry = engine.read_entry(encoded, row)
+        seen, left = set(), split_keys(keys)
         while left:
             one = left.pop()
             if one not in seen:
                 seen.add(one)
                 found = decode_content_row(txn.get(one, db=index.contents))
                 left += split_keys(found.children)
-    return top, seen
+    assert references_in(entry) == keys
+    return items_of(entry.value) if row.flags & IS_TREE else keys, seen
 
 
 def contents_in(store):

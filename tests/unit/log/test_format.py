@@ -135,7 +135,7 @@ def spend(call):
         (fmt.RETIRE_HEAD, 16),
         (fmt.RETIRED_FILE, 4),
         (fmt.ORIGIN, 12),
-        (fmt.TREE_HEAD, 10),
+        (fmt.TREE_HEAD, 11),
         (fmt.TREE_ITEM, 27),
         (fmt.PACK_HEAD, 12),
         (fmt.PACKED, 22),
@@ -514,7 +514,7 @@ def test_tree_bytes():
         NODE_KEY + u32(70_000) + u32(250) + b"\1",
         fmt.LITERAL + u32(2) + u32(0) + b"\0",
     ]
-    assert u64(75_005) + u16(4) + b"".join(table) + b"\xdc\x01\x00ab" == TREE
+    assert u64(75_005) + u16(4) + b"\0" + b"".join(table) + b"\xdc\x01\x00ab" == TREE
 
 
 def test_a_reference_to_one_content_is_its_key():
@@ -531,11 +531,15 @@ def test_a_content_key_of_a_node_has_a_high_number():
 
 def says_one_thing(data):
     """What is no tree is None; what is one has no other bytes that say the same."""
-    items = fmt.decode_tree(data)
-    if items is None:
-        with pytest.raises(ValueError, match="tree"):
-            fmt.keys_in_tree(data)
-    else:
+    items, said = fmt.decode_tree(data), fmt.split_tree(data)
+    if said is None:
+        assert items is None
+        return
+    stored, literal, at = said
+    assert fmt.TREE_HEAD.size < at <= len(data)
+    assert (items is None) == (stored != fmt.STORED_RAW)
+    if items is not None:
+        assert len(data) - at == literal == sum(len(item.literal) for item in items)
         assert fmt.encode_tree(items) == data
         assert fmt.keys_in_tree(data) == b"".join(item.key for item in items)
 
@@ -561,14 +565,15 @@ def test_tree_of_another_length_is_none(items, more):
         ),
         max_size=3,
     ),
+    st.sampled_from([0, 0, 0, 1, 255]),
     st.binary(max_size=70),
     st.booleans(),
 )
-def test_noise_is_no_tree_or_says_one_thing(length, count, table, behind, fitting):
+def test_noise_is_no_tree_or_says_one_thing(length, count, table, stored, behind, fitting):  # noqa: PLR0913, PLR0917
     if fitting:
         length, count = sum(size for _, size, _ in table), len(table)
     rows = [fmt.TREE_ITEM.pack(key, size, 1, level) for key, size, level in table]
-    says_one_thing(fmt.TREE_HEAD.pack(length, count) + b"".join(rows) + behind)
+    says_one_thing(fmt.TREE_HEAD.pack(length, count, stored) + b"".join(rows) + behind)
     says_one_thing(behind)
 
 
@@ -577,10 +582,19 @@ def test_noise_is_no_tree_or_says_one_thing(length, count, table, behind, fittin
     [
         [],
         [TreeItem(LEAF_KEY, 0, 1, 0, b"")],
-        [TreeItem(LEAF_KEY, 1, 1, fmt.TREE_LEVELS_MAX, b"")],
+        [TreeItem(NODE_KEY, 1, 1, fmt.TREE_LEVELS_MAX, b"")],
+        [TreeItem(LEAF_KEY, 1, 1, 1, b"")],
+        [TreeItem(b"", 1, 1, 1, b"x")],
         [TreeItem(LEAF_KEY, 1, 1, 0, b"")] * (fmt.TREE_ITEMS_MAX + 1),
     ],
-    ids=["no items", "an item of no bytes", "a level too high", "too many items"],
+    ids=[
+        "no items",
+        "an item of no bytes",
+        "a level too high",
+        "a leaf with a level",
+        "a literal with a level",
+        "too many items",
+    ],
 )
 def test_trees_that_no_store_could_have_written(items):
     assert fmt.decode_tree(fmt.encode_tree(items)) is None
@@ -591,15 +605,29 @@ def test_tree_as_large_as_one_can_be():
     assert fmt.decode_tree(fmt.encode_tree(items)) == items
 
 
+@given(ITEMS, st.integers(1, 255), st.binary(max_size=30))
+def test_of_literal_bytes_that_are_stored_otherwise_only_the_length_is_told(items, how, stored):
+    data = fmt.encode_tree(items)
+    at = fmt.TREE_HEAD.size + fmt.TREE_ITEM.size * len(items)
+    length, count, _ = fmt.TREE_HEAD.unpack_from(data)
+    other = fmt.TREE_HEAD.pack(length, count, how) + data[fmt.TREE_HEAD.size : at] + stored
+    literal = sum(len(item.literal) for item in items)
+    assert fmt.split_tree(data) == (fmt.STORED_RAW, literal, at)
+    assert fmt.split_tree(other) == (how, literal, at)
+    assert fmt.decode_tree(other) is None
+    assert fmt.keys_in_tree(other) == fmt.keys_in_tree(data)
+    assert fmt.tree_length(other) == fmt.tree_length(data)
+
+
 @pytest.mark.parametrize("size", [7, 0xFFFFFFFF])
 def test_tree_that_declares_gigabytes_takes_no_memory(size):
     """Literals whose bytes are not there, and whose lengths lie."""
     count = fmt.TREE_ITEMS_MAX
     table = fmt.TREE_ITEM.pack(fmt.LITERAL, size, 1, 0) * count
-    forged = fmt.TREE_HEAD.pack(size * count, count) + table + bytes(100)
+    forged = fmt.TREE_HEAD.pack(size * count, count, 0) + table + bytes(100)
     assert fmt.decode_tree(forged) is None
     assert spend(lambda: fmt.decode_tree(forged)) < 500_000
-    forged = fmt.TREE_HEAD.pack(0, 0xFFFF) + bytes(100)
+    forged = fmt.TREE_HEAD.pack(0, 0xFFFF, 0) + bytes(100)
     assert spend(lambda: fmt.decode_tree(forged)) < 100_000
 
 
