@@ -71,16 +71,16 @@ def sizes_for(content_bytes_min: int) -> Sizes:
     Pieces are not smaller than they are by default: short values may well be worth storing once,
     but a piece costs 150 bytes and some 15 us on top of what it holds.
     """
-    small = max(content_bytes_min, PIECE_UNIT_LEAST) // 2
+    small = max(content_bytes_min, PIECE_UNIT_LEAST)
     return Sizes(
         least=small,
         spread=small,
-        most=8 * small,
+        most=4 * small,
         whole=4 * small,
         text_least=4 * small,
-        text_most=16 * small,
+        text_most=8 * small,
         text_whole=8 * small,
-        pack=64 * small,
+        pack=32 * small,
         literal_most=min(LITERAL_BYTES_MAX, small - 1),
     )
 

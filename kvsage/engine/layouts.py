@@ -12,9 +12,10 @@ node still lies there, its bytes need not be compared once more.
 from __future__ import annotations
 
 import threading
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvsage.engine.tree import Piece
+from kvsage.engine.tree import TOP_MAX, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ LAYOUTS_MAX = 16
 BYTES_MAX = 16 << 20
 DATA_BYTES_MAX = 4 << 20  # a larger value is not worth what it would push out
 KEY_BYTES = 64
-NODES_LEAST = 4  # fewer might have been too few pieces to be grouped at all
 
 
 class Layout(NamedTuple):
@@ -32,12 +32,12 @@ class Layout(NamedTuple):
     Attributes:
         data: the value that it is in.
         body: where its first element begins there.
-        nodes: the nodes over its pieces, up to the last that is sure to end where it does.
+        units: nodes of the first level and pieces behind them, that are sure to end where they do.
     """
 
     data: bytes
     body: int
-    nodes: list[Piece]
+    units: list[Piece]
 
     @property
     def key(self) -> bytes:
@@ -53,29 +53,30 @@ class Layouts:
         self._kept: list[Layout] = []
 
     def reused(self, data: bytes, body: int) -> list[Piece]:
-        """Nodes over the first elements of the list whose elements begin at ``body``."""
+        """Nodes and pieces over the first elements of the list that begins at ``body``."""
         key = data[body : body + KEY_BYTES]
         for layout in reversed(self._kept):
             if layout.data.startswith(key, layout.body):
                 count = _common(layout, data, body)
-                if count >= NODES_LEAST:
+                if count:
                     return _moved(layout, count, body)
         return []
 
-    def keep(self, data: bytes, nodes: Sequence[Piece]) -> None:
+    def keep(self, data: bytes, units: Sequence[Piece]) -> None:
         """Remember how a list was cut, in place of how it was before.
 
         Args:
             data: the value that it is in.
-            nodes: those of the first level, but the last one, which may grow.
+            units: as ``Layout`` has them; what follows a large element, or is one, is left out.
         """
-        if len(nodes) < NODES_LEAST or len(data) > DATA_BYTES_MAX:
+        plain = list(takewhile(lambda unit: unit.level or not unit.is_node, units))
+        if not plain or len(data) > DATA_BYTES_MAX:
             return
         # Without what is in them, which would keep much alive, and can be found again.
-        bare = [_copy(node, node.start) for node in nodes]
-        for node, twin in zip(nodes, bare, strict=True):
-            node.twin = twin
-        layout = Layout(data, nodes[0].start, bare)
+        bare = [_copy(unit, unit.start) for unit in plain]
+        for unit, twin in zip(plain, bare, strict=True):
+            unit.twin = twin
+        layout = Layout(data, plain[0].start, bare)
         key = layout.key
         with self._lock:
             kept = [old for old in self._kept if old.key != key]
@@ -86,13 +87,13 @@ class Layouts:
 
 
 def _common(layout: Layout, data: bytes, body: int) -> int:
-    """How many nodes of a layout stand at ``body`` just so."""
-    its, start, nodes = layout.data, layout.body, layout.nodes
-    same, limit = 0, len(nodes)
+    """How many units of a layout stand at ``body`` just so."""
+    its, start, units = layout.data, layout.body, layout.units
+    same, limit = 0, len(units)
     while same < limit:
         # All of them first: most lists only grow. Then halves.
-        upto = limit if limit == len(nodes) else (same + limit + 1) // 2
-        first, last = nodes[same], nodes[upto - 1]
+        upto = limit if limit == len(units) else (same + limit + 1) // 2
+        first, last = units[same], units[upto - 1]
         piece = its[first.start : last.start + last.length]
         if data.startswith(piece, body + first.start - start):
             same = upto
@@ -102,11 +103,15 @@ def _common(layout: Layout, data: bytes, body: int) -> int:
 
 
 def _moved(layout: Layout, count: int, body: int) -> list[Piece]:
+    """Units as they stand in another value; none where they might be too few to be grouped."""
+    units = layout.units[:count]
+    if units[0].level and sum([unit.count for unit in units]) <= TOP_MAX:
+        return []
     by = body - layout.body
-    return [_copy(node, node.start + by) for node in layout.nodes[:count]]
+    return [_copy(unit, unit.start + by) for unit in units]
 
 
-def _copy(node: Piece, start: int) -> Piece:
-    copy = Piece(node.key, node.length, node.elements, node.level, b"", start)
-    copy.place = node.place
+def _copy(unit: Piece, start: int) -> Piece:
+    copy = Piece(unit.key, unit.length, unit.elements, unit.level, unit.literal, start)
+    copy.place, copy.count = unit.place, unit.count
     return copy

@@ -52,9 +52,11 @@ class Piece:
         place: where a content lies that was found equal: file id, offset and start. None where none
             was, or where nobody looked.
         twin: the same piece as a layout remembers it.
+        count: of a node, how many pieces of the level below it holds.
     """
 
     __slots__ = (
+        "count",
         "elements",
         "key",
         "length",
@@ -87,6 +89,7 @@ class Piece:
         self.mark = key[0] if key else xxh3_64_intdigest(literal)
         self.place: tuple[int, int, int] | None = None
         self.twin: Piece | None = None
+        self.count = 1 if pieces is None else len(pieces)
 
     @property
     def is_new(self) -> bool:
@@ -176,11 +179,13 @@ def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = Non
     tail = pieces[-1:] if pieces[-1].literal and len(pieces) > 1 else []
     rest = pieces[len(head) : len(pieces) - len(tail)]
     nodes = [piece for piece in rest if piece.level]  # reused: more pieces than fit into a root
+    units = rest
     if nodes or len(rest) > TOP_MAX:
         left = rest[len(nodes) :]
         rest = nodes + group(left) if left else nodes
-        if layouts is not None and head and counted(head[0].literal)[0] == ARRAY:
-            layouts.keep(raw, rest[:-1])
+        units = rest[:-1] + (rest[-1].pieces or [])  # the last node may take more
+    if layouts is not None and head and counted(head[0].literal)[0] == ARRAY:
+        layouts.keep(raw, units)
     while len(rest) > TOP_MAX:
         rest = group(rest)
     return head + rest + tail
