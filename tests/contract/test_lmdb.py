@@ -21,6 +21,7 @@ from tests.contract.content import Contents
 from tests.contract.expiry import Expiry
 from tests.contract.keys_and_values import KeysAndValues
 from tests.contract.lifecycle import Lifecycle
+from tests.contract.lists import Lists
 from tests.contract.scans import Scans
 from tests.contract.verbs import Verbs
 from tests.contract.versions import Versions
@@ -59,7 +60,7 @@ class LMDBContract(Verbs, Expiry, Versions, Transactions, Snapshots, Lifecycle, 
         assert (place / "log").is_dir()
 
 
-class TestFull(LMDBContract, KeysAndValues, Scans, BadInput):
+class TestFull(LMDBContract, Lists, KeysAndValues, Scans, BadInput):
     pass
 
 
