@@ -57,8 +57,8 @@ LINES = [
 ]
 CHAT = [{"role": ("user", "agent")[turn % 2], "says": line} for turn, line in enumerate(LINES)]
 LONG_TEXT = "\n".join(LINES)
-LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(120))))
-NESTED = {"lines": LINES[:40], "of": {"chat": CHAT[:30], "text": LONG_TEXT[:1500]}}
+LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(160))))
+NESTED = {"lines": LINES[:40], "of": {"chat": CHAT[:30], "text": LONG_TEXT[:2500]}}
 BY_HAND = [line.upper() for line in LINES[:27]]
 
 VALUES = {
