@@ -19,7 +19,12 @@ from kvsage.log.format import CONTENT_KEY, IS_TREE, MSGPACK, STR, references_in,
 from kvsage.serialization import Serializer, pack
 from tests.support.small import OPTIONS
 
-WORDS = [word + ending for word in ("a", "store", "gives", "what it took") for ending in "sntdr "]
+_letters = random.Random(3)
+WORDS = [
+    "".join(_letters.choices("etaoinshrdlucmfwypvbgkqjxz", k=size))
+    for size in range(1, 9)
+    for _ in range(40)
+]
 
 
 @dataclasses.dataclass
@@ -230,7 +235,7 @@ def small_sizes():
     return sizes_for(OPTIONS["content_bytes_min"])
 
 
-def plain_tree(value):
+def plain_tree(value, sizes=None):
     """The tree that a value has, whatever was there before: as ``tree_of`` tells it."""
     if isinstance(value, (str, bytes)):
         codec, data = STR, value.encode() if isinstance(value, str) else value
@@ -238,7 +243,7 @@ def plain_tree(value):
         codec, data = MSGPACK, pack(value)
     if len(data) < OPTIONS["content_bytes_min"]:
         return b"", set()
-    parts = cut(codec, data, small_sizes())
+    parts = cut(codec, data, sizes or small_sizes())
     if parts is None:
         key = CONTENT_KEY.pack(content_hash(data), 0)
         return key, {key}
