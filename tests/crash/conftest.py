@@ -18,6 +18,8 @@ PATIENCE_S = 60
 PRELUDE = """
 import os, sys
 from kvsage import LMDBStore
+from kvsage.engine import cutting
+cutting.PIECE_UNIT_LEAST = 64  # as in the tests' own process
 path, *arguments = sys.argv[1:]
 def say(*words):
     print(*words, flush=True)

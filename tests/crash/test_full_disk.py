@@ -45,7 +45,7 @@ def test_commits_on_a_full_disk(small_disk, durability):
         assert kept > 50
         for _ in range(3):
             with pytest.raises(StoreFullError):
-                store.save_many({"one": noise(-1), "two": noise(-2)})
+                store.save_many({"one": noise(10_001), "two": noise(10_002)})
         expected = {f"k{number}": [number, noise(number)] for number in range(kept)}
         expected["first"] = 1
         assert dict(store.items()) == expected

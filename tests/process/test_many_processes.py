@@ -74,6 +74,87 @@ def test_every_reader_sees_one_consistent_snapshot(path, child):
         assert store.load_many(["writer:0", "writer:1"]) == {"writer:0": 299, "writer:1": 299}
 
 
+ADDING = """
+who, times = map(int, arguments)
+store = LMDBStore(path, durability="relaxed", content_bytes_min=64)
+failed = []
+def add(thread):
+    try:
+        for number in range(times):
+            item = [who, thread, number, "x" * (number * 37 % 400)]
+            if number % 4:
+                length = store.append("list", item)
+            else:
+                length = store.extend("list", [item[:3], item])
+            # Where it was told to be it is, whatever others add behind it.
+            found = store.load_range("list", length - 1, length)
+            assert found == [item], (length, found, item)
+    except BaseException as error:
+        failed.append(error)
+        raise
+say("ready"); hear()
+threads = [threading.Thread(target=add, args=(number,)) for number in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+store.close()
+assert not failed
+"""
+
+WATCHING = """
+expected = [(n, full) for n in range(500) for full in ((True,) if n % 4 else (False, True))]
+store = LMDBStore(path, readonly=True)
+done = threading.Event()
+threading.Thread(target=lambda: (hear(), done.set())).start()
+lengths = []
+say("ready")
+while not done.is_set() or len(lengths) < 3:
+    with store.snapshot() as view:
+        items = view.load("list", [])
+        assert view.load_range("list", -7) == items[-7:]
+        middle = len(items) // 2
+        assert view.load_range("list", middle, middle + 3) == items[middle : middle + 3]
+    found = {}
+    for who, thread, number, *text in items:
+        found.setdefault((who, thread), []).append((number, bool(text)))
+    for those in found.values():
+        assert those == expected[: len(those)], those
+    assert not lengths or len(items) >= lengths[-1]
+    lengths.append(len(items))
+store.close()
+say(len(set(lengths)))
+"""
+
+
+def test_no_item_added_to_a_list_is_lost(path, child):
+    """From three threads of each of four processes at once, with one that looks on."""
+    times = 40
+    LMDBStore(path).close()
+    watching = child(WATCHING, path)
+    adding = [child(ADDING, path, who, times) for who in range(PROCESSES)]
+    for one in (watching, *adding):
+        assert one.line() == "ready"
+    for one in adding:
+        one.tell("go")
+    for one in adding:
+        one.finish()
+    watching.tell("enough")
+    assert int(watching.finish()[-1]) > 1
+    with LMDBStore(path, content_bytes_min=64) as store:
+        items = store.load("list")
+        assert len(items) == PROCESSES * 3 * (times + times // 4)
+        for who in range(PROCESSES):
+            for thread in range(3):
+                mine = [item for item in items if item[:2] == [who, thread] and len(item) == 4]
+                assert [number for _, _, number, _ in mine] == [*range(times)]
+                assert [len(text) for *_, text in mine] == [n * 37 % 400 for n in range(times)]
+        assert store.verify(deep=True).problems == ()
+        contents = store.stats().contents
+        store.save("copy", items)  # saved as a whole it is in the very same pieces
+        assert store.stats().contents == contents
+
+
 COUNTING = """
 how, times = arguments[0], int(arguments[1])
 store = LMDBStore(path, durability="relaxed")

@@ -19,6 +19,8 @@ from kvsage import (
     StoreFullError,
     StoreLockedError,
     StoreUnavailableError,
+    UnsupportedError,
+    ValueTooLargeError,
 )
 from kvsage.engine import group
 from kvsage.engine.group import Queued
@@ -249,6 +251,68 @@ def test_what_fails_alone_fails_alone(store, monkeypatch):
     assert (first, third) == (True, True)
     assert isinstance(second, StoreFullError)
     assert dict(store.items()) == {"a": 1, "b": 1}
+    assert sound(store)
+
+
+def test_a_list_that_cannot_grow_fails_alone(new_store):
+    store = new_store(value_bytes_max=30_000, content_bytes_min=64)
+    long = [f"item {number} of a list that is kept in pieces" for number in range(400)]
+    store.save_many({"long": long, "full": ["x" * 29_900], "text": LARGE[:9000], "number": 1})
+    commits = store.stats().commits
+    texts = ["one more", "and a large one " * 100]
+    outcomes = together(
+        store,
+        saving(store, "before", long[1:]),
+        lambda: store.extend("long", texts),
+        lambda: store.append("text", 1),
+        lambda: store.append("new", 1),
+        lambda: store.append("full", "x" * 200),
+        lambda: store.extend("copy", long),
+        lambda: store.append("number", 1),
+        saving(store, "behind", [*long, *texts]),
+    )
+    kinds = [type(outcome) for outcome in outcomes]
+    refused = [UnsupportedError, ValueTooLargeError, UnsupportedError]
+    assert [outcomes[at] for at in (0, 1, 3, 5, 7)] == [True, 402, 1, 400, True]
+    assert [kinds[at] for at in (2, 4, 6)] == refused
+    for at, key in ((2, "text"), (4, "full"), (6, "number")):
+        assert f"'{key}'" in str(outcomes[at])
+    assert dict(store.items()) == {
+        "before": long[1:],
+        "long": [*long, *texts],
+        "text": LARGE[:9000],
+        "new": [1],
+        "full": ["x" * 29_900],
+        "copy": long,
+        "number": 1,
+        "behind": [*long, *texts],
+    }
+    assert store.stats().commits == commits + 5  # each by itself, once they failed together
+    assert sound(store)
+
+
+def test_lists_that_grow_together_are_one_batch(new_store):
+    store = new_store(content_bytes_min=64)
+    long = [f"item {number} of a list that is kept in pieces" for number in range(400)]
+    store.save_many({f"k{number}": long[number:] for number in range(5)})
+    commits, contents = store.stats().commits, store.stats().contents
+    items = [f"one more of many items: {number}" for number in range(100)]
+    calls = [lambda key=f"k{number}": store.extend(key, items) for number in range(5)]
+    assert together(store, *calls) == [500, 499, 498, 497, 496]
+    assert store.stats().commits == commits + 1
+    for number in range(5):
+        assert store.load(f"k{number}") == long[number:] + items
+    assert store.stats().contents - contents < 2 * len(items)  # what is new is new to the first
+    assert sound(store)
+
+
+def test_additions_to_one_list_keep_their_order(new_store):
+    store = new_store(content_bytes_min=64)
+    items = [f"one of many items: {number}" for number in range(60)]
+    assert together(store, *(lambda item=item: store.append("list", item) for item in items)) == [
+        *range(1, 61)
+    ]
+    assert store.load("list") == items
     assert sound(store)
 
 
