@@ -66,7 +66,6 @@ SIZES = Sizes(
     pack=16_384,
     literal_most=64,
 )
-ASKED = 512  # for these sizes
 MIXED = lists("message", "tiny", "whole", "list", "noise", "dict", "scalar")
 
 
@@ -118,11 +117,6 @@ def list_of(packed):
 # -- sizes --------------------------------------------------------------------------------------
 
 
-def test_sizes_of_the_tests():
-    assert sizes_for(ASKED) == SIZES
-    assert small_sizes() == sizes_for(64) == Sizes(32, 32, 256, 128, 128, 512, 256, 2048, 31)
-
-
 @pytest.mark.parametrize("asked", [64, 4096])
 def test_pieces_have_a_least_size_for_those_who_ask_for_less(monkeypatch, asked):
     monkeypatch.undo()
@@ -131,13 +125,20 @@ def test_pieces_have_a_least_size_for_those_who_ask_for_less(monkeypatch, asked)
 
 @given(st.integers(64, 1 << 30))
 def test_sizes_fit_one_another(content_bytes_min):
-    sizes = sizes_for(content_bytes_min)
-    assert sizes.literal_most < sizes.least < sizes.whole < sizes.most <= sizes.text_most
+    check_sizes(sizes_for(content_bytes_min))
+
+
+def test_sizes_of_the_tests_fit_one_another():
+    check_sizes(SIZES)
+    check_sizes(small_sizes())
+
+
+def check_sizes(sizes):
+    assert 0 < sizes.literal_most < sizes.least <= sizes.whole <= sizes.most <= sizes.text_most
+    assert 0 < sizes.spread <= sizes.whole
     assert sizes.literal_most <= LITERAL_BYTES_MAX
-    assert content_bytes_min - 1 <= sizes.least + sizes.spread <= content_bytes_min
-    assert sizes.whole >= 2 * (content_bytes_min - 1)
-    assert sizes.text_least < sizes.text_whole < sizes.text_most <= sizes.pack
-    assert sizes.spread > 0
+    assert sizes.text_least <= sizes.text_whole <= sizes.text_most <= sizes.pack
+    assert sizes.whole <= sizes.text_whole
 
 
 # -- MessagePack --------------------------------------------------------------------------------
@@ -564,21 +565,21 @@ def test_of_elements_left_to_chance_an_edit_makes_few_new_pieces(seed, kind):
         new = [KINDS[rng.choice(kinds)](rng) for _ in range(rng.randrange(2))]
         after = value[:at] + new + value[at + rng.randrange(2) :]
         counts.append(new_parts(MSGPACK, data, pack(after)))
-    assert mean(counts) <= 8
-    assert max(counts) <= 30
+    assert mean(counts) <= 5
+    assert max(counts) <= 20
 
 
 @given(st.integers(0, 1 << 32))
 def test_of_text_left_to_chance_an_edit_makes_few_new_pieces(seed):
     rng = random.Random(seed)
-    data = lines(rng, 400).encode()
+    data = lines(rng, 1500).encode()
     counts = []
     for _ in range(10):
         at = rng.randrange(len(data))
         after = data[:at] + words(rng, rng.randrange(3)).encode() + data[at + rng.randrange(9) :]
         counts.append(new_parts(STR, data, after))
-    assert mean(counts) <= 8
-    assert max(counts) <= 30
+    assert mean(counts) <= 5
+    assert max(counts) <= 20
 
 
 @pytest.mark.parametrize("wanted", [True, False], ids=["that end runs", "that end none"])
