@@ -787,8 +787,14 @@ def inspect_file(
     return True
 
 
-def inspect_store(path: Path, report: Report) -> bool:
-    """Read a store: its identity, and every file that counts; whether all is well."""
+def inspect_store(path: Path, report: Report, held: Held | None = None) -> bool:
+    """Read a store: its identity, and every file that counts; whether all is well.
+
+    Args:
+        path: of the store.
+        report: where it is told.
+        held: takes what all of its entries hold.
+    """
     try:
         read_identity((path / "KVSAGE").read_bytes(), report)
     except Damage as error:
@@ -801,7 +807,7 @@ def inspect_store(path: Path, report: Report) -> bool:
         report.line("DAMAGED, the log has no file")
         return False
     ends = files_that_count(segments[-1])
-    well, held = True, Held()
+    well, held = True, Held() if held is None else held
     for file in files:
         number = int(file.stem)
         if file != segments[-1] and number not in ends:
