@@ -278,6 +278,23 @@ class LMDBMachine(RuleBasedStateMachine):
             self.verbs.save(key, value)
             self.put(key, value, None)
 
+    @rule(key=keys, seed=picks, clear=st.booleans())
+    def let_go_and_save_again(self, key, seed, clear):
+        """What this handle remembers of a list that it saved is true no more."""
+        value = conversation(random.Random(seed % 5), 70 + seed % 3)
+        for _ in range(2):
+            self.verbs.save(key, value)
+        self.put(key, value, None)
+        if clear:
+            self.verbs.clear()
+            for name in self.seen:
+                del self.mine[name]
+        else:
+            self.verbs.delete(key)
+            del self.mine[key]
+        self.verbs.save(key, value[:-1])
+        self.put(key, value[:-1], None)
+
     @rule(chosen=st.lists(keys, min_size=2, max_size=5), seed=picks, ttl=ttls)
     def save_edits_together(self, chosen, seed, ttl):
         """The same with a little difference, or with none, in one commit."""

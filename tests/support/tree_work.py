@@ -33,7 +33,7 @@ def drawn(chance, model, *, late=True):
         model: what the store holds.
         late: whether a save may be prepared before another commit, and committed behind it.
     """
-    makers = [save] * 6 + [together, extend, extend, delete, again, touch, put, transact]
+    makers = [save] * 6 + [together, extend, extend, delete, again, come_back, touch, put, transact]
     made = chance.choice([*makers, beside, beside] if late else makers)(chance, model)
     return made if isinstance(made, list) else [made]
 
@@ -94,6 +94,21 @@ def again(chance, model):
 
     after = {name: one for name, one in model.items() if name != key}
     return Step(f"{key} moves to {other}", do, after | {other: value})
+
+
+def come_back(chance, model):
+    """All that is there is let go, and a value is saved again that was saved twice before."""
+    value = large(chance, model)
+    if isinstance(value, list):
+        value = [*value, *conversation(chance, 50)]
+    key = chance.choice(KEYS)
+    left = {name: one for name, one in model.items() if name.startswith(PREFIX)}
+    return [
+        Step(f"save {key}", lambda store: store.save(key, value), model | {key: value}),
+        Step(f"{key} again", lambda store: store.save(key, value), model | {key: value}),
+        Step("let all go", lambda store: store.clear(), left),
+        Step(f"{key} comes back", lambda store: store.save(key, value), left | {key: value}),
+    ]
 
 
 def transact(chance, model):
