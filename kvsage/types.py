@@ -432,6 +432,8 @@ class Capabilities:
         content: contents are stored once, by hash.
         persistent: what was saved outlives the process.
         changes: ``changes()`` gives every change in the order of the commits.
+        long_lists: ``append``, ``extend`` and ``load_range`` touch the part of a long list that
+            they need, and ``save`` writes what changed in one; elsewhere they take all of it.
     """
 
     transactions: bool = False
@@ -443,6 +445,7 @@ class Capabilities:
     content: bool = False
     persistent: bool = False
     changes: bool = False
+    long_lists: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kvsage.engine.tree import Piece
 
 PIECE_UNIT_LEAST = 4096
-LITERAL_BYTES_MAX = 64
+LITERAL_BYTES_MAX = 256
 SMALL_BYTES = 32  # elements below this on average are cut as bytes are
 KEY_ROOM = 256
 DEPTH_MAX = 32  # deeper lists and mappings are cut as bytes are
@@ -79,8 +79,8 @@ def sizes_for(content_bytes_min: int) -> Sizes:
         whole=4 * small,
         text_least=4 * small,
         text_most=8 * small,
-        text_whole=8 * small,
-        pack=32 * small,
+        text_whole=16 * small,
+        pack=64 * small,
         literal_most=min(LITERAL_BYTES_MAX, small - 1),
     )
 
@@ -95,6 +95,7 @@ class Part(NamedTuple):
         is_literal: whether it is too short to be stored for itself.
         parts: what it is cut into; None for a piece that stays whole.
         node: the node over several pieces that is known already.
+        is_forced: whether it ends there because of what follows, which may change.
     """
 
     start: int
@@ -103,6 +104,7 @@ class Part(NamedTuple):
     is_literal: bool = False
     parts: list[Part] | None = None
     node: Piece | None = None
+    is_forced: bool = False
 
 
 def cut(codec: int, data: bytes, sizes: Sizes, layouts: Layouts | None = None) -> list[Part] | None:
@@ -241,7 +243,7 @@ class Cutter:
         if is_dense(count, end - body):
             return parts + self.text(body, end)
         if self._layouts is not None and kind == ARRAY:
-            for node in self._layouts.reused(self._data, body):
+            for node in self._layouts.reused(self._data, body, end, count):
                 body, count = body + node.length, count - node.elements
                 parts.append(Part(node.start, body, node.elements, node=node))
         ends = ends_of(self._view[body:end], count, pairs=kind == MAP)
@@ -279,7 +281,8 @@ class Cutter:
                 if pairs:
                     split += self._key_length(base + start, base + end)
                 if split > run:
-                    parts.append(self._run(base + run, base + split, at - first + pairs))
+                    part = self._run(base + run, base + split, at - first + pairs)
+                    parts.append(part._replace(is_forced=True))
                 inside = self.value(base + split, base + end, depth + 1)
                 parts.append(Part(base + split, base + end, int(not pairs), parts=inside))
             elif end - run >= most or (

@@ -52,14 +52,21 @@ class Layouts:
         self._lock = threading.Lock()  # guards the list
         self._kept: list[Layout] = []
 
-    def reused(self, data: bytes, body: int) -> list[Piece]:
-        """Nodes and pieces over the first elements of the list that begins at ``body``."""
+    def reused(self, data: bytes, body: int, end: int, elements: int) -> list[Piece]:
+        """Nodes and pieces over the first elements of a list.
+
+        Args:
+            data: the value that it is in.
+            body: where its first element begins.
+            end: where its last one ends.
+            elements: how many it has.
+        """
         key = data[body : body + KEY_BYTES]
         for layout in reversed(self._kept):
             if layout.data.startswith(key, layout.body):
                 count = _common(layout, data, body)
                 if count:
-                    return _moved(layout, count, body)
+                    return _moved(layout, count, (body, end, elements))
         return []
 
     def keep(self, data: bytes, units: Sequence[Piece]) -> None:
@@ -70,6 +77,8 @@ class Layouts:
             units: as ``Layout`` has them; what follows a large element, or is one, is left out.
         """
         plain = list(takewhile(lambda unit: unit.level or not unit.is_node, units))
+        if not all(unit.elements for unit in plain):
+            return  # cut as bytes are, which a longer list might not be
         if not plain or len(data) > DATA_BYTES_MAX:
             return
         # Without what is in them, which would keep much alive, and can be found again.
@@ -102,16 +111,29 @@ def _common(layout: Layout, data: bytes, body: int) -> int:
     return same
 
 
-def _moved(layout: Layout, count: int, body: int) -> list[Piece]:
-    """Units as they stand in another value; none where they might be too few to be grouped."""
-    units = layout.units[:count]
-    if units[0].level and sum([unit.count for unit in units]) <= TOP_MAX:
-        return []
+def _moved(layout: Layout, count: int, where: tuple[int, int, int]) -> list[Piece]:
+    """The first units as they stand in another value, as far as they hold for its list.
+
+    What equals a longer list may go on behind the end of this one. A unit that ended because of
+    what followed it is good only with what followed it. And where there might be too few pieces to
+    be grouped, there are no nodes.
+    """
+    body, end, elements = where
     by = body - layout.body
+    units: list[Piece] = []
+    for unit in layout.units[:count]:
+        elements -= unit.elements
+        if elements < 0 or unit.start + by + unit.length > end:
+            break
+        units.append(unit)
+    while units and units[-1].is_forced:
+        units.pop()
+    if units and units[0].level and sum([unit.count for unit in units]) <= TOP_MAX:
+        return []
     return [_copy(unit, unit.start + by) for unit in units]
 
 
 def _copy(unit: Piece, start: int) -> Piece:
     copy = Piece(unit.key, unit.length, unit.elements, unit.level, unit.literal, start)
-    copy.place, copy.count = unit.place, unit.count
+    copy.place, copy.count, copy.is_forced = unit.place, unit.count, unit.is_forced
     return copy

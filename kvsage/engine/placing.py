@@ -220,29 +220,28 @@ class Placing:
 
     def _pack(self, pack: Pack) -> None:
         """Leaves that nobody had when they were compressed."""
-        found = []
-        for leaf in pack.leaves:
-            raw = self._raw_of(leaf)
-            key, row = leaf.key, None
+        leaves, flags, stored = pack
+        new = []
+        for leaf in leaves:
+            raw, key, row = self._raw_of(leaf), leaf.key, None
             if not self._unchanged or key in self._fresh:  # else it is as new as it was
                 key, row = self.find(key[:HASH_BYTES], raw, None)
             self._placed[id(leaf)] = key
-            found.append((leaf, key, raw, row))
-        if all(row is not None for *_, row in found):
+            if row is None:
+                new.append((key, raw))
+        if not new:
             return  # all of them have come meanwhile
-        if len(found) == 1:
-            ((_, key, raw, _),) = found
-            self._add_content(key, raw, pack.flags, pack.stored)
+        if len(new) < len(leaves):  # some have; nothing is ever written twice
+            flags, stored = self._compress(b"".join([raw for _, raw in new]))
+        if len(new) == 1:
+            self._add_content(*new[0], flags, stored)
             return
-        value = encode_pack([(key, leaf.length) for leaf, key, _, _ in found], pack.stored)
-        place = self._frame(PACK, pack.flags, b"", value)
+        value = encode_pack([(key, len(raw)) for key, raw in new], stored)
+        place = self._frame(PACK, flags, b"", value)
         said = decode_pack(value)
         assert said is not None
-        for (_, key, raw, row), (_, start, length, share) in zip(found, said.contents, strict=True):
-            if row is None:
-                self._add(key, ContentRow(*place, self._seq, length, 0, start, share), raw)
-            else:
-                self.references.waste(place[0], share)
+        for (key, raw), (_, start, length, share) in zip(new, said.contents, strict=True):
+            self._add(key, ContentRow(*place, self._seq, length, 0, start, share), raw)
 
 
 def _too_many(count: int) -> StoreFullError:

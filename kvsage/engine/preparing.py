@@ -221,7 +221,8 @@ class Look:
             if not piece.is_new or piece.key in missing:
                 continue
             data = self._txn.get(piece.key, None, self._engine.index.contents)
-            if data is not None and self._note(piece, decode_content_row(data), raw):
+            row = None if data is None else decode_content_row(data)
+            if self._note(piece, row, raw):
                 continue
             if piece.is_node:
                 if piece.pieces is None:
@@ -230,10 +231,10 @@ class Look:
             elif data is None:
                 missing[piece.key] = piece
 
-    def _note(self, piece: Piece, row: ContentRow, raw: bytes) -> bool:
+    def _note(self, piece: Piece, row: ContentRow | None, raw: bytes) -> bool:
         """Whether a content is what a piece stands for; where it is, its place is noted."""
-        place = place_of(row)
-        there = piece.place == place or self._is_there(piece, row, raw)
+        place = None if row is None else place_of(row)
+        there = row is not None and (piece.place == place or self._is_there(piece, row, raw))
         piece.place = place if there else None
         if piece.twin is not None:
             piece.twin.place = piece.place

@@ -54,14 +54,13 @@ def content_rows(
 class References:
     """The references that one operation changes."""
 
-    __slots__ = ("_by", "_index", "_rows", "_txn", "_wasted", "new")
+    __slots__ = ("_by", "_index", "_rows", "_txn", "new")
 
     def __init__(self, index: Index, txn: Txn) -> None:
         self._index = index
         self._txn = txn
         self._rows: dict[bytes, ContentRow | None] = {}
         self._by: dict[bytes, int] = {}  # how many more there are
-        self._wasted: dict[int, int] = {}
         self.new: set[bytes] = set()  # whose rows are not in the index yet
 
     def row(self, key: bytes) -> ContentRow | None:
@@ -78,7 +77,8 @@ class References:
         self._rows[key] = row
         self.new.add(key)
         self._by.setdefault(key, 0)
-        self.hold(row.children)
+        if row.children:
+            self.hold(row.children)
 
     def hold(self, keys: bytes) -> None:
         """One reference more to each of some content keys, which stand one behind the other."""
@@ -92,10 +92,6 @@ class References:
         for key in split_keys(keys):
             by[key] = by.get(key, 0) - 1
 
-    def waste(self, segment: int, length: int) -> None:
-        """Bytes of a file that nothing will ever refer to."""
-        self._wasted[segment] = self._wasted.get(segment, 0) + length
-
     def settle(self, dead: dict[int, int]) -> None:
         """Write the rows that change; a content that nothing refers to any more ends.
 
@@ -108,8 +104,6 @@ class References:
         self._fall()
         by, contents = self._by, self._index.contents
         changed: list[tuple[bytes, bytes]] = []
-        for segment, length in self._wasted.items():
-            dead[segment] = dead.get(segment, 0) + length
         for key, change in by.items():
             if not change and key not in self.new:
                 continue

@@ -221,9 +221,6 @@ def _apply_contents(
 ) -> None:
     """Rows for contents, to which entries behind them will refer."""
     for key, row in content_rows(entry, place):
-        if txn.get(key, None, index.contents) is not None:  # it came while its pack was being made
-            dead[place[0]] = dead.get(place[0], 0) + row.share
-            continue
         if row.children:
             references = References(index, txn)
             references.hold(row.children)

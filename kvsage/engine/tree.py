@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvsage.log.format import TreeItem
 
 TOP_MAX = 12  # of the topmost items, beside header and tail
+MAP_TOP_MAX = 48  # the same in a mapping, which takes those of its values in
 GROUP_LEAST = 8
 GROUP_MOST = 32
 GROUP_MASK = 0x07  # one piece in eight ends a group
@@ -53,11 +54,13 @@ class Piece:
             was, or where nobody looked.
         twin: the same piece as a layout remembers it.
         count: of a node, how many pieces of the level below it holds.
+        is_forced: whether it ends where it does because of what follows.
     """
 
     __slots__ = (
         "count",
         "elements",
+        "is_forced",
         "key",
         "length",
         "level",
@@ -90,6 +93,7 @@ class Piece:
         self.place: tuple[int, int, int] | None = None
         self.twin: Piece | None = None
         self.count = 1 if pieces is None else len(pieces)
+        self.is_forced = pieces is not None and pieces[-1].is_forced
 
     @property
     def is_new(self) -> bool:
@@ -150,15 +154,18 @@ def node_of(pieces: list[Piece], elements: int, level: int, start: int) -> Piece
 
 
 def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None) -> list[Piece]:
-    """The pieces of what was cut, each large element a node of its own.
+    """The pieces of what was cut.
+
+    A large element of a list becomes a node, so that elements can be counted. A large value in a
+    mapping does not: a node would be written anew with each change in it.
 
     Args:
         raw: what was cut.
         parts: the parts of one list, mapping or text.
         layouts: where to remember how lists were cut.
     """
-    pieces = []
-    for start, end, elements, is_literal, inside, node in parts:
+    pieces: list[Piece] = []
+    for start, end, elements, is_literal, inside, node, is_forced in parts:
         if node is not None:
             piece = node
         elif is_literal:
@@ -168,25 +175,42 @@ def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None)
             piece = Piece(key, end - start, elements, 0, b"", start)
         else:
             top = topmost(pieces_of(raw, inside, layouts), raw, layouts)
+            if not elements:
+                pieces += map(_leveled, top)
+                continue
             piece = node_of(top, elements, 0, start)
+        if node is None:
+            piece.is_forced = is_forced
         pieces.append(piece)
     return pieces
 
 
+def _leveled(piece: Piece) -> Piece:
+    """A piece as it stands among those of a mapping, where nobody looks for elements in nodes."""
+    if not piece.level:
+        return piece
+    key, length, start = piece.key, piece.length, piece.start
+    leveled = Piece(key, length, 0, 0, b"", start, piece.pieces)
+    leveled.place, leveled.twin = piece.place, piece.twin
+    return leveled
+
+
 def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None) -> list[Piece]:
-    """The topmost items over pieces: their header, at most ``TOP_MAX`` others, and their tail."""
+    """The topmost items over pieces: their header, some others, and their tail."""
     head = pieces[:1] if pieces[0].literal else []
     tail = pieces[-1:] if pieces[-1].literal and len(pieces) > 1 else []
     rest = pieces[len(head) : len(pieces) - len(tail)]
+    is_list = bool(head) and counted(head[0].literal)[0] == ARRAY
+    top_max = MAP_TOP_MAX if head and not is_list else TOP_MAX
     nodes = [piece for piece in rest if piece.level]  # reused: more pieces than fit into a root
     units = rest
-    if nodes or len(rest) > TOP_MAX:
+    if nodes or len(rest) > top_max:
         left = rest[len(nodes) :]
         rest = nodes + group(left) if left else nodes
         units = rest[:-1] + (rest[-1].pieces or [])  # the last node may take more
-    if layouts is not None and head and counted(head[0].literal)[0] == ARRAY:
+    if layouts is not None and is_list:
         layouts.keep(raw, units)
-    while len(rest) > TOP_MAX:
+    while len(rest) > top_max:
         rest = group(rest)
     return head + rest + tail
 

@@ -85,6 +85,7 @@ class LMDBStore(TransactionalStore):
         content=True,
         persistent=True,
         changes=True,
+        long_lists=True,
     )
 
     def __init__(
