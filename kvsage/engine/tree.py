@@ -93,7 +93,7 @@ class Piece:
         self.place: tuple[int, int, int] | None = None
         self.twin: Piece | None = None
         self.count = 1 if pieces is None else len(pieces)
-        self.is_forced = pieces is not None and pieces[-1].is_forced
+        self.is_forced: bool = pieces is not None and pieces[-1].is_forced
 
     @property
     def is_new(self) -> bool:
