@@ -89,7 +89,7 @@ KINDS = {
     "tiny": tiny,
     "short": short,
     "scalar": scalar,
-    "whole": lambda rng: words(rng, rng.randrange(18, 40)),  # large, and stays whole
+    "whole": lambda rng: words(rng, rng.randrange(70, 90)),  # large, and stays whole
     "lines": lambda rng: lines(rng, rng.randrange(10, 40)),
     "noise": lambda rng: rng.randbytes(rng.randrange(200, 1200)),
     "blank": lambda rng: "x" * rng.randrange(200, 1500),  # text without any place to cut
