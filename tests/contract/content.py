@@ -156,7 +156,7 @@ class Contents(StoreContract):
         stats = store.stats()
         assert stats.contents == first.contents
         assert stats.content_bytes == first.content_bytes
-        assert stats.log_bytes - first.log_bytes < 20 * 1500
+        assert stats.log_bytes - first.log_bytes < 20 * 5000
         store.delete_many(store.keys())
         assert store.stats().contents == 0
         assert store.stats().content_references == 0
@@ -166,7 +166,7 @@ class Contents(StoreContract):
         store.save_many({f"k{number}": value for number in range(20)})
         stats = store.stats()
         assert stats.contents > 1
-        assert stats.log_bytes < stats.content_bytes + 20 * 1500
+        assert stats.log_bytes < stats.content_bytes + 20 * 5000
         store.save_many({f"k{number}": value for number in range(20)})
         assert store.stats().contents == stats.contents
         store.save_many({f"k{number}": 1 for number in range(20)})
