@@ -57,8 +57,8 @@ LINES = [
 ]
 CHAT = [{"role": ("user", "agent")[turn % 2], "says": line} for turn, line in enumerate(LINES)]
 LONG_TEXT = "\n".join(LINES)
-LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(160))))
-NESTED = {"lines": LINES[:40], "of": {"chat": CHAT[:30], "text": LONG_TEXT[:2500]}}
+LONG_NOISE = b"".join(map(xxh3_128_digest, map(bytes, range(300))))
+NESTED = {"lines": LINES, "of": {"chat": CHAT[:30], "text": LONG_TEXT[:4500]}}
 BY_HAND = [line.upper() for line in LINES[:27]]
 
 VALUES = {
@@ -143,11 +143,12 @@ def make_trees(store: LMDBStore) -> None:
     store.save("tree/text", LONG_TEXT)
     store.save("tree/noise", LONG_NOISE)
     store.save("tree/numbers", list(range(900)))
-    store.save("tree/nested", {"before": LINES[60:], **NESTED})
+    store.save("tree/nested", {"before": LINES[::-1][:60], **NESTED})
     store.save("tree/nested", NESTED)
+    store.save("tree/lists", [*LINES[:20], LINES[:50], "between them", LINES[50:]])
     store.save("tree/grown", LINES[:30])
     store.extend("tree/grown", LINES[30:60])
-    store.save("tree/expiring", LONG_TEXT[5000:], ttl=3600)
+    store.save("tree/expiring", LONG_TEXT[4000:], ttl=3600)
     store.save("tree/gone", LINES[90:])
     store.delete("tree/gone")
 

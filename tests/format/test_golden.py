@@ -122,7 +122,7 @@ def test_it_goes_on_from_there(open_copy, expected):
 
 def test_its_trees_are_read_in_parts_and_grow(open_copy, expected):
     """Also the one whose cuts and groups are not those of any kvsage."""
-    trees = ["tree/chat", "tree/grown", "tree/by hand"]
+    trees = ["tree/chat", "tree/grown", "tree/lists", "tree/by hand"]
     with open_copy(content_bytes_min=256) as store:
         for key in trees:
             whole = expected["keys"][key]["value"]
@@ -141,7 +141,7 @@ def test_another_save_of_a_tree_brings_nothing_but_its_root(open_copy, expected)
     """Cuts are no part of the format. Yet where they change, every large value is stored anew."""
     with open_copy(content_bytes_min=256) as store:
         before = store.stats()
-        for key in ("tree/chat", "tree/text", "tree/nested"):
+        for key in ("tree/chat", "tree/text", "tree/nested", "tree/lists"):
             store.save(key, expected["keys"][key]["value"])
         after = store.stats()
         assert (before.contents, before.content_nodes) == (after.contents, after.content_nodes)
