@@ -78,7 +78,7 @@ def sizes_for(content_bytes_min: int) -> Sizes:
         most=4 * small,
         whole=4 * small,
         text_least=4 * small,
-        text_most=8 * small,
+        text_most=16 * small,
         text_whole=16 * small,
         pack=64 * small,
         literal_most=min(LITERAL_BYTES_MAX, small - 1),

@@ -189,8 +189,8 @@ def _leveled(piece: Piece) -> Piece:
     """A piece as it stands among those of a mapping, where nobody looks for elements in nodes."""
     if not piece.level:
         return piece
-    key, length, start = piece.key, piece.length, piece.start
-    leveled = Piece(key, length, 0, 0, b"", start, piece.pieces)
+    key, length, elements = piece.key, piece.length, piece.elements
+    leveled = Piece(key, length, elements, 0, b"", piece.start, piece.pieces)
     leveled.place, leveled.twin = piece.place, piece.twin
     return leveled
 

@@ -376,6 +376,7 @@ class Item(Protocol):
 
 def encode_tree(items: Sequence[TreeItem] | Sequence[Item]) -> bytes:
     """The value of a PUT that is a tree, or of a NODE, its literal bytes as they are."""
+    assert items, "a tree stands for something"
     head = TREE_HEAD.pack(sum([item.length for item in items]), len(items), STORED_RAW)
     table = [
         TREE_ITEM.pack(item.key or LITERAL, item.length, item.elements, item.level)
