@@ -11,7 +11,6 @@ node still lies there, its bytes need not be compared once more.
 
 from __future__ import annotations
 
-import threading
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,7 +48,7 @@ class Layouts:
     """The layouts of one handle; bounded, the oldest goes first."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the list
+        # Replaced as a whole and never waited for: of two threads one may be forgotten.
         self._kept: list[Layout] = []
 
     def reused(self, data: bytes, body: int, end: int, elements: int) -> list[Piece]:
@@ -87,12 +86,11 @@ class Layouts:
             unit.twin = twin
         layout = Layout(data, plain[0].start, bare)
         key = layout.key
-        with self._lock:
-            kept = [old for old in self._kept if old.key != key]
-            kept.append(layout)
-            while len(kept) > LAYOUTS_MAX or sum([len(old.data) for old in kept]) > BYTES_MAX:
-                del kept[0]
-            self._kept = kept
+        kept = [old for old in self._kept if old.key != key]
+        kept.append(layout)
+        while len(kept) > LAYOUTS_MAX or sum([len(old.data) for old in kept]) > BYTES_MAX:
+            del kept[0]
+        self._kept = kept
 
 
 def _common(layout: Layout, data: bytes, body: int) -> int:

@@ -18,7 +18,16 @@ from kvsage.errors import CorruptionError, InvalidTTLError
 from kvsage.index.contents import decode_content_row
 from kvsage.index.env import LmdbError
 from kvsage.index.segments import the_meta
-from kvsage.log.format import BY_USER, CONTENT_KEY, DELETE, ENTRY_BYTES, MSGPACK, PACKED, PUT
+from kvsage.log.format import (
+    BY_USER,
+    CONTENT_KEY,
+    DELETE,
+    ENTRY_BYTES,
+    MSGPACK,
+    PACKED,
+    PUT,
+    TREE_ITEM,
+)
 from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
@@ -35,7 +44,7 @@ if TYPE_CHECKING:
 
 
 PACK_OVERHEAD = 2 * ENTRY_BYTES + PACKED.size  # of a leaf: its part of a pack and of a node
-ROOT_OVERHEAD = 4096
+TREE_OVERHEAD = 4096  # of a few new nodes
 _make = tuple.__new__  # a third of the time of the class's own call
 
 
@@ -160,8 +169,9 @@ class Preparer:
             size += leaf.length
         if leaves:
             packs.append(self._pack(leaves, raw))
-        room = sum([len(pack.stored) + PACK_OVERHEAD * len(pack.leaves) for pack in packs])
-        return Tree(pieces, raw, packs, length, ROOT_OVERHEAD + room, self.sizes, seen)
+        room = TREE_OVERHEAD + sum([TREE_ITEM.size + len(piece.literal) for piece in pieces])
+        room += sum([len(pack.stored) + PACK_OVERHEAD * len(pack.leaves) for pack in packs])
+        return Tree(pieces, raw, packs, length, room, self.sizes, seen)
 
     def _pack(self, leaves: list[Piece], raw: bytes) -> Pack:
         view = memoryview(raw)

@@ -183,6 +183,14 @@ class EngineTransaction(Transaction):
         return default if kept is None else self._codec.decode(key, kept.codec, kept.data)
 
     @override
+    def load_range(self, key: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        snapshot = self._check()
+        written, _ = self._written(encode_key(key))
+        if not written:
+            return snapshot.load_range(key, start, stop)
+        return super().load_range(key, start, stop)
+
+    @override
     def exists(self, key: str) -> bool:
         snapshot = self._check()
         written, kept = self._written(encode_key(key))
