@@ -126,9 +126,8 @@ class Contents(StoreContract):
         store.delete("k")
         assert store.content.get(address) == LARGE
 
-    def test_the_same_bytes_are_kept_once(self, opened):
-        store = opened(content_bytes_min=12_500)
-        noise = random.Random(1).randbytes(50_000)  # as long as bytes are that stay whole
+    def test_the_same_bytes_are_kept_once(self, store):
+        noise = random.Random(1).randbytes(50_000)
         store.content.put(noise)
         before = store.stats().log_bytes
         for number in range(20):
@@ -137,8 +136,7 @@ class Contents(StoreContract):
         assert store.stats().content_references == 21
         assert store.stats().log_bytes - before < 20 * 500
 
-    def test_the_same_bytes_in_one_commit_are_kept_once(self, opened):
-        store = opened(content_bytes_min=12_500)
+    def test_the_same_bytes_in_one_commit_are_kept_once(self, store):
         noise = random.Random(1).randbytes(50_000)
         store.save_many({f"k{number}": noise for number in range(20)})
         assert store.stats().contents == 1

@@ -69,7 +69,7 @@ NO_LISTS = {
     "text": "text",
     "long text": NOISE[:60_000].hex(),
     "bytes": b"bytes",
-    "long bytes": NOISE[:60_000],
+    "long bytes": NOISE[:100_000],
     "number": 1,
     "None": None,
     "mapping": {"a": [1]},

@@ -378,7 +378,7 @@ def test_a_value_is_read_when_it_is_asked_for(monkeypatch, store):
 
 
 def test_a_value_in_pieces_is_read_when_it_is_asked_for(monkeypatch, store):
-    texts = [f"{number}: {TEXT}" for number in range(100)]
+    texts = [f"{number}: {TEXT}" for number in range(300)]
     store.save("a", texts)
     pieces = store.stats().contents
     (change,) = store.changes()

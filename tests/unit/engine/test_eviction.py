@@ -262,7 +262,7 @@ def test_content_goes_with_its_last_key(bounded):
 
 
 def test_all_pieces_of_a_value_go_with_its_last_key(bounded):
-    store = bounded(content_bytes_min=4096)
+    store = bounded(content_bytes_min=1024)
     first = fill_up(store, size=40_000)
     store.sweep()
     stats = store.stats()
