@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from kvsage.engine.content import Place
     from kvsage.engine.engine import Engine
     from kvsage.engine.later import Laters
-    from kvsage.engine.tree import Tree
+    from kvsage.engine.tree import Piece, Tree
 
 # What an operation requires of its key; a version requires the entry with that seq. STORED is a
 # row, whether it has expired or not, EXPIRED_ROW one that has; NEVER holds of no key.
@@ -154,6 +154,7 @@ class Committer:
         # Contents of the batch being built, by content key, and by the place that they get.
         self._fresh: dict[bytes, bytes] = {}
         self._raw: list[tuple[Place, bytes]] = []
+        self._noted: list[tuple[Piece, Place]] = []
 
     @property
     def laters(self) -> Laters:
@@ -386,6 +387,8 @@ class Committer:
             self._append(txn, fd, at, rest, full)
             if self._raw:
                 engine.raw_cache.put_all(self._raw)
+                for piece, place in self._noted:
+                    piece.place = place
             engine.metrics.batches += 1
             engine.metrics.operations += sum(results)
             return results
@@ -394,6 +397,7 @@ class Committer:
             if self._fresh:
                 self._fresh.clear()
                 self._raw.clear()
+                self._noted.clear()
 
     def _append(
         self,
@@ -496,6 +500,7 @@ class Committer:
                     flags |= IS_TREE
                 entries += placing.entries
                 self._raw += placing.raw
+                self._noted += placing.noted
                 offset += placing.length
             rest = _entry(seq, expires_ms, len(value), len(key), kind, flags) + key + value
             entry = xxh3_64_intdigest(rest).to_bytes(8, "little") + rest

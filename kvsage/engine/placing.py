@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
 
-from kvsage.engine.assembling import EXPANDED_BYTES_MAX, node_value, raw_content
-from kvsage.engine.content import EXPANDED, NODE_VALUE, Mismatch, compress, deflate_tree, place_of
+from kvsage.engine.assembling import node_value, raw_content
+from kvsage.engine.content import NODE_VALUE, Mismatch, compress, deflate_tree, place_of
 from kvsage.engine.cutting import sizes_for
 from kvsage.engine.references import References
 from kvsage.engine.tree import node_key, opened
@@ -31,9 +31,9 @@ from kvsage.log.format import (
     NUMBER_END,
     PACK,
     TreeItem,
-    decode_pack,
     encode_pack,
     encode_tree,
+    packed_as,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Placing:
         entries: framed, in their order.
         length: of them all.
         raw: what is worth keeping at hand once it is committed, by place.
+        noted: where pieces lie then that a layout remembers.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Placing:
         self.entries: list[bytes] = []
         self.length = 0
         self.raw: list[tuple[Place, bytes]] = []
+        self.noted: list[tuple[Piece, Place]] = []
 
     # -- whole values -----------------------------------------------------------------------
 
@@ -114,9 +116,11 @@ class Placing:
     def _compress(self, raw: bytes) -> tuple[int, bytes]:
         return compress(raw, self._engine.options.compression_level)
 
-    def _add_content(self, key: bytes, raw: bytes, flags: int, stored: bytes) -> None:
+    def _add_content(self, key: bytes, raw: bytes, flags: int, stored: bytes) -> Place:
+        """Write a content by itself; where it will lie."""
         place = self._frame(CONTENT, flags, key, CONTENT_HEAD.pack(len(raw)) + stored)
         self._add(key, ContentRow(*place, self._seq, len(raw), 0, 0, place[2]), raw)
+        return (*place[:2], 0)
 
     def _add(self, key: bytes, row: ContentRow, raw: bytes) -> None:
         self.references.add(key, row)
@@ -201,12 +205,15 @@ class Placing:
                 self.references.add(key, ContentRow(*place, *counts, children))
                 self._fresh[key] = value
                 self.raw.append(((*place[:2], NODE_VALUE), value))
-                if piece.start >= 0 and piece.length <= EXPANDED_BYTES_MAX:
-                    self.raw.append(((*place[:2], EXPANDED), self._raw_of(piece)))
+                self._note(piece, key, (*place[:2], 0))
                 return key
             if self._is_same_node(key, row, value):
                 return key
         raise _too_many(NUMBER_END - NODE_NUMBER)
+
+    def _note(self, piece: Piece, key: bytes, place: Place) -> None:
+        if piece.twin is not None and key == piece.key:
+            self.noted.append((piece.twin, place))
 
     def _deflate(self, value: bytes) -> bytes:
         return deflate_tree(value, self._engine.options.compression_level)
@@ -228,20 +235,21 @@ class Placing:
                 key, row = self.find(key[:HASH_BYTES], raw, None)
             self._placed[id(leaf)] = key
             if row is None:
-                new.append((key, raw))
+                new.append((leaf, key, raw))
         if not new:
             return  # all of them have come meanwhile
         if len(new) < len(leaves):  # some have; nothing is ever written twice
-            flags, stored = self._compress(b"".join([raw for _, raw in new]))
+            flags, stored = self._compress(b"".join([raw for *_, raw in new]))
         if len(new) == 1:
-            self._add_content(*new[0], flags, stored)
+            leaf, key, raw = new[0]
+            self._note(leaf, key, self._add_content(key, raw, flags, stored))
             return
-        value = encode_pack([(key, len(raw)) for key, raw in new], stored)
-        place = self._frame(PACK, flags, b"", value)
-        said = decode_pack(value)
-        assert said is not None
-        for (key, raw), (_, start, length, share) in zip(new, said.contents, strict=True):
+        table = [(key, len(raw)) for _, key, raw in new]
+        place = self._frame(PACK, flags, b"", encode_pack(table, stored))
+        packed = packed_as(table, place[2])
+        for (leaf, key, raw), (_, start, length, share) in zip(new, packed, strict=True):
             self._add(key, ContentRow(*place, self._seq, length, 0, start, share), raw)
+            self._note(leaf, key, (*place[:2], start))
 
 
 def _too_many(count: int) -> StoreFullError:

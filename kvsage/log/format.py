@@ -338,6 +338,7 @@ assert TREE_HEAD.size == 11
 assert TREE_ITEM.size == 27
 LITERAL = b"\xff" * CONTENT_KEY.size  # in place of a content key: the bytes stand here
 TREE_ITEMS_MAX = 1 << 10
+_make = tuple.__new__  # a third of the time of a NamedTuple's own call
 TREE_LEVELS_MAX = 64
 
 
@@ -396,15 +397,20 @@ def split_tree(value: bytes) -> tuple[int, int, int] | None:
     at = TREE_HEAD.size + TREE_ITEM.size * count
     if not 0 < count <= TREE_ITEMS_MAX or len(value) < at:
         return None
-    total = literal = 0
-    for key, size, _, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
-        total += size
-        literal += size if key == LITERAL else 0
-        if not size or level >= TREE_LEVELS_MAX or (level and (key == LITERAL or not is_node(key))):
-            return None
+    # In comprehensions: this is a good part of what adding to a list costs.
+    table = list(TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]))
+    if any([not size or (level and not _groups(key, level)) for key, size, _, level in table]):
+        return None
+    literal = sum([size for key, size, _, _ in table if key == LITERAL])
+    total = sum([size for _, size, _, _ in table])
     if total != length or (stored == STORED_RAW and len(value) - at != literal):
         return None
     return stored, literal, at
+
+
+def _groups(key: bytes, level: int) -> bool:
+    """Whether an item with a level above 0 is a node, on a level that there can be."""
+    return is_node(key) and key != LITERAL and level < TREE_LEVELS_MAX
 
 
 def decode_tree(value: bytes) -> list[TreeItem] | None:
@@ -414,11 +420,11 @@ def decode_tree(value: bytes) -> list[TreeItem] | None:
         return None
     items, at = [], said[2]
     for key, size, elements, level in TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]):
+        literal = b""
         if key == LITERAL:
-            items.append(TreeItem(b"", size, elements, level, value[at : at + size]))
+            key, literal = b"", value[at : at + size]  # noqa: PLW2901
             at += size
-        else:
-            items.append(TreeItem(key, size, elements, level, b""))
+        items.append(_make(TreeItem, (key, size, elements, level, literal)))
     return items
 
 
@@ -496,15 +502,28 @@ def decode_pack(value: bytes | memoryview) -> Pack | None:
     data_at = PACK_HEAD.size + PACKED.size * count
     if not count or len(value) < data_at:
         return None
-    contents, start, entry_bytes = [], 0, ENTRY_BYTES + len(value)
-    taken = 0
-    for key, size in PACKED.iter_unpack(value[PACK_HEAD.size : data_at]):
-        if not size or is_node(key):
-            return None
-        upto = entry_bytes * (start + size) // length if length else 0
+    table = list(PACKED.iter_unpack(value[PACK_HEAD.size : data_at]))
+    if sum([size for _, size in table]) != length or not all(
+        size and not is_node(key) for key, size in table
+    ):
+        return None
+    return Pack(packed_as(table, ENTRY_BYTES + len(value)), length, data_at)
+
+
+def packed_as(table: Sequence[tuple[bytes, int]], entry_bytes: int) -> list[Packed]:
+    """Where the contents of a pack stand, and how its bytes are shared out to them.
+
+    Args:
+        table: content key and raw length of each, in their order.
+        entry_bytes: of the PACK.
+    """
+    length = sum([size for _, size in table])
+    contents, start, taken = [], 0, 0
+    for key, size in table:
+        upto = entry_bytes * (start + size) // length
         contents.append(Packed(key, start, size, upto - taken))
         start, taken = start + size, upto
-    return Pack(contents, length, data_at) if start == length else None
+    return contents
 
 
 def encode_entry(entry: LogEntry) -> bytes:
