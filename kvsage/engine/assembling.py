@@ -7,6 +7,7 @@ root says that it stands for.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_64_intdigest
@@ -42,7 +43,7 @@ from kvsage.log.format import (
 from kvsage.options import VALUE_BYTES_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from kvsage.engine.engine import Engine
     from kvsage.index.env import Txn
@@ -64,19 +65,29 @@ def raw_content(engine: Engine, key: bytes, row: ContentRow) -> bytes:
     raw = engine.raw_cache.get(place)
     if raw is not None:
         return raw
-    kind, flags, value = content_entry(engine, key, row)
-    if kind == CONTENT:
-        raw = decode_content(flags, value)
-        engine.raw_cache.put(place, raw)
-    elif kind == PACK:
-        segment, offset, start = place
-        for one, data in unpack_pack(flags, value):
-            engine.raw_cache.put((segment, offset, one.start), data)
-            if one.start == start and one.key == key:
-                raw = data
-    if raw is None or len(raw) != row.raw_length:
-        raise Mismatch(row.segment, row.offset)
+    with distrusting(engine):
+        kind, flags, value = content_entry(engine, key, row)
+        if kind == CONTENT:
+            raw = decode_content(flags, value)
+            engine.raw_cache.put(place, raw)
+        elif kind == PACK:
+            segment, offset, start = place
+            unpacked = unpack_pack(flags, value)
+            engine.raw_cache.put_all(((segment, offset, one.start), data) for one, data in unpacked)
+            raw = next((d for one, d in unpacked if (one.start, one.key) == (start, key)), None)
+        if raw is None or len(raw) != row.raw_length:
+            raise Mismatch(row.segment, row.offset)
     return raw
+
+
+@contextlib.contextmanager
+def distrusting(engine: Engine) -> Iterator[None]:
+    """Let nothing that is remembered hide what cannot be read."""
+    try:
+        yield
+    except (Mismatch, CorruptionError):
+        engine.raw_cache.distrust()
+        raise
 
 
 def content_entry(engine: Engine, key: bytes, row: ContentRow) -> tuple[int, int, memoryview]:
@@ -117,10 +128,11 @@ def node_value(engine: Engine, key: bytes, row: ContentRow) -> bytes:
     place = (row.segment, row.offset, NODE_VALUE)
     value = engine.raw_cache.get(place)
     if value is None:
-        kind, _, view = content_entry(engine, key, row)
-        if kind != NODE:
-            raise Mismatch(row.segment, row.offset)
-        value = inflate_tree(bytes(view))
+        with distrusting(engine):
+            kind, _, view = content_entry(engine, key, row)
+            if kind != NODE:
+                raise Mismatch(row.segment, row.offset)
+            value = inflate_tree(bytes(view))
         engine.raw_cache.put(place, value)
     return value
 

@@ -220,12 +220,16 @@ class RawCache:
 
     They are known by the place of their entry, which is never used twice. A content key is: when a
     content is gone, another one with the same hash may get its number.
+
+    Attributes:
+        damage_met: how often something could not be read.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards both
         self._kept: OrderedDict[Place, bytes] = OrderedDict()
         self._bytes = 0
+        self.damage_met = 0
 
     def get(self, place: Place) -> bytes | None:
         """The bytes of the content at a place, if they are here."""
@@ -251,6 +255,14 @@ class RawCache:
             while self._bytes > CACHE_BYTES_MAX:
                 _, gone = kept.popitem(last=False)
                 self._bytes -= len(gone)
+
+    def distrust(self) -> None:
+        """Damage was met: forget everything, so that a save looks for itself.
+
+        What is saved again would else rely on a content that was whole when it was last compared.
+        """
+        self.clear()
+        self.damage_met += 1
 
     def clear(self) -> None:
         """Forget everything."""

@@ -243,7 +243,7 @@ class Cutter:
         if is_dense(count, end - body):
             return parts + self.text(body, end)
         if self._layouts is not None and kind == ARRAY:
-            for node in self._layouts.reused(self._data, body, end, count):
+            for node in self._layouts.reused(self._data, (body, end), count, depth):
                 body, count = body + node.length, count - node.elements
                 parts.append(Part(node.start, body, node.elements, node=node))
         ends = ends_of(self._view[body:end], count, pairs=kind == MAP)

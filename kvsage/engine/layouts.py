@@ -19,6 +19,8 @@ from kvsage.engine.tree import TOP_MAX, Piece
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvsage.engine.engine import Engine
+
 LAYOUTS_MAX = 16
 BYTES_MAX = 16 << 20
 DATA_BYTES_MAX = 4 << 20  # a larger value is not worth what it would push out
@@ -32,11 +34,13 @@ class Layout(NamedTuple):
         data: the value that it is in.
         body: where its first element begins there.
         units: nodes of the first level and pieces behind them, that are sure to end where they do.
+        depth: how many lists and mappings were around it, since not all depths are cut alike.
     """
 
     data: bytes
     body: int
     units: list[Piece]
+    depth: int
 
     @property
     def key(self) -> bytes:
@@ -47,33 +51,40 @@ class Layout(NamedTuple):
 class Layouts:
     """The layouts of one handle; bounded, the oldest goes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._damage_met = 0
         # Replaced as a whole and never waited for: of two threads one may be forgotten.
         self._kept: list[Layout] = []
 
-    def reused(self, data: bytes, body: int, end: int, elements: int) -> list[Piece]:
+    def reused(self, data: bytes, span: tuple[int, int], elements: int, depth: int) -> list[Piece]:
         """Nodes and pieces over the first elements of a list.
 
         Args:
             data: the value that it is in.
-            body: where its first element begins.
-            end: where its last one ends.
+            span: where its first element begins and where its last one ends.
             elements: how many it has.
+            depth: how many lists and mappings are around it.
         """
+        damage_met = self._engine.raw_cache.damage_met
+        if self._damage_met != damage_met:
+            self._damage_met, self._kept = damage_met, []
+        body, _ = span
         key = data[body : body + KEY_BYTES]
         for layout in reversed(self._kept):
-            if layout.data.startswith(key, layout.body):
+            if layout.depth == depth and layout.data.startswith(key, layout.body):
                 count = _common(layout, data, body)
                 if count:
-                    return _moved(layout, count, (body, end, elements))
+                    return _moved(layout, count, span, elements)
         return []
 
-    def keep(self, data: bytes, units: Sequence[Piece]) -> None:
+    def keep(self, data: bytes, units: Sequence[Piece], depth: int) -> None:
         """Remember how a list was cut, in place of how it was before.
 
         Args:
             data: the value that it is in.
             units: as ``Layout`` has them; what follows a large element, or is one, is left out.
+            depth: as ``Layout`` has it.
         """
         plain = list(takewhile(lambda unit: unit.level or not unit.is_node, units))
         if not all(unit.elements for unit in plain):
@@ -84,7 +95,7 @@ class Layouts:
         bare = [_copy(unit, unit.start) for unit in plain]
         for unit, twin in zip(plain, bare, strict=True):
             unit.twin = twin
-        layout = Layout(data, plain[0].start, bare)
+        layout = Layout(data, plain[0].start, bare, depth)
         key = layout.key
         kept = [old for old in self._kept if old.key != key]
         kept.append(layout)
@@ -109,14 +120,14 @@ def _common(layout: Layout, data: bytes, body: int) -> int:
     return same
 
 
-def _moved(layout: Layout, count: int, where: tuple[int, int, int]) -> list[Piece]:
+def _moved(layout: Layout, count: int, span: tuple[int, int], elements: int) -> list[Piece]:
     """The first units as they stand in another value, as far as they hold for its list.
 
     What equals a longer list may go on behind the end of this one. A unit that ended because of
     what followed it is good only with what followed it. And where there might be too few pieces to
     be grouped, there are no nodes.
     """
-    body, end, elements = where
+    body, end = span
     by = body - layout.body
     units: list[Piece] = []
     for unit in layout.units[:count]:

@@ -59,7 +59,7 @@ class Preparer:
             self.codec.value_bytes_max = bytes_max  # more could not stay for a moment
         self.content_bytes_min = options.content_bytes_min
         self.sizes = sizes_for(options.content_bytes_min)
-        self._layouts = Layouts()
+        self._layouts = Layouts(engine)
         self._level = options.compression_level
         default = options.ttl_default
         self._ttl_default_s = None if default is None else ttl_seconds(default)

@@ -153,7 +153,9 @@ def node_of(pieces: list[Piece], elements: int, level: int, start: int) -> Piece
     return Piece(node_key(encode_tree(pieces)), length, elements, level, b"", start, pieces)
 
 
-def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None) -> list[Piece]:
+def pieces_of(
+    raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None, depth: int = 0
+) -> list[Piece]:
     """The pieces of what was cut.
 
     A large element of a list becomes a node, so that elements can be counted. A large value in a
@@ -163,6 +165,7 @@ def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None)
         raw: what was cut.
         parts: the parts of one list, mapping or text.
         layouts: where to remember how lists were cut.
+        depth: how many lists and mappings are around that one.
     """
     pieces: list[Piece] = []
     for start, end, elements, is_literal, inside, node, is_forced in parts:
@@ -174,7 +177,7 @@ def pieces_of(raw: bytes, parts: Iterable[Part], layouts: Layouts | None = None)
             key = xxh3_128_digest(raw[start:end]) + _LEAF_NUMBER
             piece = Piece(key, end - start, elements, 0, b"", start)
         else:
-            top = topmost(pieces_of(raw, inside, layouts), raw, layouts)
+            top = topmost(pieces_of(raw, inside, layouts, depth + 1), raw, layouts, depth + 1)
             if not elements:
                 pieces += map(_leveled, top)
                 continue
@@ -195,7 +198,9 @@ def _leveled(piece: Piece) -> Piece:
     return leveled
 
 
-def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None) -> list[Piece]:
+def topmost(
+    pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None, depth: int = 0
+) -> list[Piece]:
     """The topmost items over pieces: their header, some others, and their tail."""
     head = pieces[:1] if pieces[0].literal else []
     tail = pieces[-1:] if pieces[-1].literal and len(pieces) > 1 else []
@@ -209,7 +214,7 @@ def topmost(pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = Non
         rest = nodes + group(left) if left else nodes
         units = rest[:-1] + (rest[-1].pieces or [])  # the last node may take more
     if layouts is not None and is_list:
-        layouts.keep(raw, units)
+        layouts.keep(raw, units, depth)
     while len(rest) > top_max:
         rest = group(rest)
     return head + rest + tail

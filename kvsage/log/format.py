@@ -399,7 +399,8 @@ def split_tree(value: bytes) -> tuple[int, int, int] | None:
         return None
     # In comprehensions: this is a good part of what adding to a list costs.
     table = list(TREE_ITEM.iter_unpack(value[TREE_HEAD.size : at]))
-    if any([not size or (level and not _groups(key, level)) for key, size, _, level in table]):
+    bad = [key for key, size, _, level in table if not size or (level and not _groups(key, level))]
+    if bad:
         return None
     literal = sum([size for key, size, _, _ in table if key == LITERAL])
     total = sum([size for _, size, _, _ in table])
