@@ -321,6 +321,7 @@ def test_pairs_of_a_mapping_stay_together():
     data = pack(value)
     head, *rest = cut(MSGPACK, data, SIZES)
     assert head.end == 3
+    assert elements_in(rest) == len(value)  # each begins with its key
     large = next(part for part in rest if part.parts is not None)
     assert unpack(data[large.start : large.end]) == value["large"]
     whole_pairs = [part for part in rest if part.end < large.start]

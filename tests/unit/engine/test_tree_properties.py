@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsage import LMDBStore
+from kvsage.engine.cutting import DEPTH_MAX
 from tests.support.small import OPTIONS, make_small, quick_directory
 from tests.support.trees import (
     EDITS,
@@ -170,5 +171,18 @@ def test_a_list_within_a_list_ends_where_it_ends(opened, value):
             first, rest = value[:at], value[at:]
             for after in ([first, *rest], [first, rest], {"a": first, "b": rest}, [[value]]):
                 store.save("k", value)
+                store.save("k", after)
+                check(store, after)
+
+
+def test_a_list_is_cut_by_how_deep_it_stands(opened):
+    """Lists nested deeper than some dozens are cut as bytes are, whatever was saved before."""
+    deep = elements([("message", 30, 3, False)])
+    for _ in range(DEPTH_MAX - 2):
+        deep = [deep, 1]
+    value = [*LISTS["messages"][:20], deep, *LISTS["messages"][20:]]
+    with opened() as store:
+        for _ in range(2):
+            for after in (value, [value, 1], [[value, 1], 1], [[[value, 1], 2], 3]):
                 store.save("k", after)
                 check(store, after)

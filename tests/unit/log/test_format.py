@@ -580,7 +580,6 @@ def test_noise_is_no_tree_or_says_one_thing(length, count, table, stored, behind
 @pytest.mark.parametrize(
     "items",
     [
-        [],
         [TreeItem(LEAF_KEY, 0, 1, 0, b"")],
         [TreeItem(NODE_KEY, 1, 1, fmt.TREE_LEVELS_MAX, b"")],
         [TreeItem(LEAF_KEY, 1, 1, 1, b"")],
@@ -588,7 +587,6 @@ def test_noise_is_no_tree_or_says_one_thing(length, count, table, stored, behind
         [TreeItem(LEAF_KEY, 1, 1, 0, b"")] * (fmt.TREE_ITEMS_MAX + 1),
     ],
     ids=[
-        "no items",
         "an item of no bytes",
         "a level too high",
         "a leaf with a level",
@@ -598,6 +596,11 @@ def test_noise_is_no_tree_or_says_one_thing(length, count, table, stored, behind
 )
 def test_trees_that_no_store_could_have_written(items):
     assert fmt.decode_tree(fmt.encode_tree(items)) is None
+
+
+def test_a_tree_of_no_items_is_none():
+    assert fmt.decode_tree(fmt.TREE_HEAD.pack(0, 0, fmt.STORED_RAW)) is None
+    assert fmt.decode_tree(fmt.TREE_HEAD.pack(5, 0, fmt.STORED_RAW) + b"bytes") is None
 
 
 def test_tree_as_large_as_one_can_be():
