@@ -9,7 +9,11 @@ import shutil
 
 import pytest
 
+from kvsage.engine import growing
+from kvsage.engine.commit import ShortOfRoom
+from kvsage.engine.preparing import Preparer
 from kvsage.fs import Disk
+from kvsage.index.env import Index
 from kvsage.index.segments import all_segments
 from kvsage.log.format import BATCH_MAGIC_BYTES, MAGIC_OFFSET, PACK
 from tests.support.chunks import chunks_of, conversation
@@ -273,3 +277,45 @@ def test_a_pack_in_a_copy_outlives_its_twin(tmp_path, new_store):
         assert not any(keys_in(entry) for entry in packs(store).values())
         store.clear()
         store.compact()
+
+
+# -- beginning anew -------------------------------------------------------------------------------
+
+
+def test_a_commit_that_was_short_of_room(new_store, monkeypatch):
+    """It is made twice: what the first attempt noted must not be believed by the second."""
+    store, anew = new_store(), []
+    real = ShortOfRoom.__init__
+    monkeypatch.setattr(
+        ShortOfRoom, "__init__", lambda self, room: anew.append(room) or real(self, room)
+    )
+    prepare = Preparer.tree
+    monkeypatch.setattr(Preparer, "tree", lambda *args: prepare(*args)._replace(room=0))
+    monkeypatch.setattr(growing, "ROOM", -3000)
+    chance, model = random.Random(4), {}
+    for _ in range(60):
+        for step in drawn(chance, model):
+            step.do(store)
+            model = step.after
+        chunks_of(store)
+    holds(store, model)
+    clean(store)
+    assert len(anew) > 30
+
+
+def test_a_commit_whose_index_had_to_grow(new_store, monkeypatch):
+    """The same, where the index runs full in the midst of its rows."""
+    store, grown = new_store(index_map_bytes=1 << 20, segment_bytes_max=1 << 24), []
+    real = Index.grow
+    monkeypatch.setattr(Index, "grow", lambda self: grown.append(1) or real(self))
+    chance, expected = random.Random(1), {}
+    for number in range(9):
+        value = expected[f"k{number}"] = steps(900, seed=number // 2) + conversation(chance, 9)
+        store.save(f"k{number}", value)
+        if number % 3 == 2:
+            store.delete(f"k{number - 2}")
+            del expected[f"k{number - 2}"]
+    assert grown
+    chunks_of(store)
+    clean(store)
+    assert dict(store.items()) == expected
