@@ -236,7 +236,7 @@ def test_repair_flips_a_single_bit_back(path, made, kind):
 
 
 @KIND
-@pytest.mark.parametrize("handle", ["another"])
+@pytest.mark.parametrize("handle", ["the same", "another"])
 def test_what_is_saved_again_does_not_rely_on_what_is_damaged(path, kind, handle):
     """Whoever has the value can heal the key, as long as the damage is not in a cache."""
     store = LMDBStore(path, **SMALL)
