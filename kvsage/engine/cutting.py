@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgpack import OutOfData, Unpacker
 from xxhash import xxh3_64_intdigest
@@ -176,14 +176,11 @@ def ends_of(data: memoryview, count: int, *, pairs: bool = False) -> list[int]:
     """
     unpacker = Unpacker(max_buffer_size=0)
     unpacker.feed(data)
-    skip, tell = unpacker.skip, unpacker.tell
-    ends = []
-    for _ in range(count):
-        skip()
-        if pairs:
-            skip()
-        ends.append(tell())
-    return ends
+    skip: Any = unpacker.skip  # gives None, so that a step fits into a comprehension
+    tell = unpacker.tell
+    if pairs:
+        return [skip() or skip() or tell() for _ in range(count)]
+    return [skip() or tell() for _ in range(count)]
 
 
 # -- cutting ------------------------------------------------------------------------------------
