@@ -8,6 +8,7 @@ from decimal import Decimal
 from uuid import UUID
 
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.assembling import items_of
 from kvsage.engine.content import content_hash
@@ -225,6 +226,24 @@ def _edited_mapping(value, edit):
         pairs[at] = (key, edited(inside, (verb, deeper, count, new)))
         return dict(pairs)
     return dict(_spliced(pairs, verb, place, count, [(f"new {place}", new)]))
+
+
+# -- chosen against the hash --------------------------------------------------------------------
+
+
+def ends_runs(packed, sizes):
+    """Whether a serialized element ends a run of at least the least size."""
+    return xxh3_64_intdigest(packed) * sizes.spread < len(packed) << 64
+
+
+def search(sizes, size, count, *, wanted, seed=0):
+    """Texts of some size that, serialized, end a run, or do not."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        text = rng.randbytes(size).hex()[: size - 2]
+        if ends_runs(pack(text), sizes) == wanted:
+            found.append(text)
+    return found
 
 
 # -- the tree of a value --------------------------------------------------------------------------

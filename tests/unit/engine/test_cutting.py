@@ -22,7 +22,6 @@ import msgpack
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from xxhash import xxh3_64_intdigest
 
 from kvsage.engine.cutting import (
     ARRAY,
@@ -32,6 +31,7 @@ from kvsage.engine.cutting import (
     SMALL_BYTES,
     TEXT,
     Cutter,
+    Part,
     Sizes,
     array_header,
     counted,
@@ -48,10 +48,12 @@ from tests.support.trees import (
     VALUES,
     Message,
     as_tuple,
+    ends_runs,
     lines,
     lists,
     message,
     messages,
+    search,
     small_sizes,
     tiny,
     words,
@@ -96,20 +98,9 @@ def elements_in(parts):
     return sum(part.elements for part in parts)
 
 
-def ends_runs(element):
-    """Whether an element ends a run of at least the least size, as the rule says."""
-    return xxh3_64_intdigest(element) * SIZES.spread < len(element) * (1 << 64)
-
-
-def search(wanted, size, count, seed=0):
-    """Packed elements of some size that end a run, or do not."""
-    rng = random.Random(seed)
-    found = []
-    while len(found) < count:
-        element = pack(rng.randbytes(size // 2 - 1).hex()[: size - 1])
-        if ends_runs(element) == wanted:
-            found.append(element)
-    return found
+def found(wanted, size, count, seed=0):
+    """Packed elements that end a run, or do not."""
+    return list(map(pack, search(SIZES, size, count, wanted=wanted, seed=seed)))
 
 
 def list_of(packed):
@@ -269,7 +260,7 @@ def check_runs(parts, data, packed):
         size = 0
         for place, element in enumerate(run):
             size += len(element)
-            closes = size >= SIZES.least and (ends_runs(element) or size >= SIZES.most)
+            closes = size >= SIZES.least and (ends_runs(element, SIZES) or size >= SIZES.most)
             if place < len(run) - 1:
                 assert not closes
                 assert len(element) <= SIZES.whole
@@ -299,17 +290,37 @@ def test_a_run_ends_where_an_element_says_so(value):
 
 
 def test_a_run_of_elements_that_never_end_one_ends_at_the_most():
-    packed = search(wanted=False, size=50, count=100)
+    packed = found(wanted=False, size=50, count=100)
     parts = cut(MSGPACK, list_of(packed), SIZES)[1:]
     assert {part.end - part.start for part in parts[:-1]} == {2050}
     check_runs(parts, list_of(packed), packed)
 
 
 def test_a_run_of_elements_that_always_end_one_ends_at_the_least():
-    packed = search(wanted=True, size=50, count=100)
+    packed = found(wanted=True, size=50, count=100)
     parts = cut(MSGPACK, list_of(packed), SIZES)[1:]
     assert [part.end - part.start for part in parts] == [300] * 16 + [200]
     assert [part.is_literal for part in parts] == [False] * 16 + [True]
+
+
+def test_elements_of_which_none_has_ended_a_run_are_not_cut():
+    """Nothing but a header and a tail would come out: the list, or the element, stays whole."""
+    few, more = found(wanted=False, size=50, count=30), found(wanted=False, size=50, count=60)
+    assert cut(MSGPACK, list_of(few), SIZES) is None
+    assert cut(MSGPACK, list_of(more), SIZES) is not None
+    parts = cut(MSGPACK, list_of([*more, list_of(few)]), SIZES)
+    assert parts[-1] == Part(parts[-2].end, len(list_of([*more, list_of(few)])), 1)
+
+
+@pytest.mark.parametrize("size", [1025, 1500, 2047, 2048])
+def test_a_large_element_stands_alone(size):
+    large = pack(random.Random(1).randbytes(size - 3))
+    small = pack("a short one")
+    data = list_of([small, large, large, small, small, large])
+    rest = cut(MSGPACK, data, SIZES)[1:]
+    assert [part.end - part.start for part in rest] == [12, size, size, 24, size]
+    assert [part.elements for part in rest] == [1, 1, 1, 2, 1]
+    assert [part.is_literal for part in rest] == [True, False, False, True, False]
 
 
 def test_pairs_of_a_mapping_stay_together():
@@ -433,7 +444,7 @@ def test_pieces_of_text(data):
 @pytest.mark.parametrize(("codec", "limit"), [(STR, 2048), (BYTES, 2048), (MSGPACK, 1024)])
 def test_up_to_a_size_all_stays_whole(codec, limit):
     if codec == MSGPACK:
-        packed = search(wanted=True, size=64, count=14)
+        packed = found(wanted=True, size=64, count=14)
         left = limit - len(list_of(packed)) - 2
         data = list_of([*packed, pack("x" * left)])
         assert len(data) == limit
@@ -478,6 +489,8 @@ def test_lists_of_very_small_elements_are_cut_as_bytes_are():
 @given(st.integers(1, 1000), st.integers(0, 64_000))
 def test_dense_is_below_32_bytes_on_average(count, body_bytes):
     assert is_dense(count, body_bytes) == (body_bytes / count < SMALL_BYTES == 32)
+    assert not is_dense(count, SMALL_BYTES * count)
+    assert is_dense(count, SMALL_BYTES * count - 1)
 
 
 # -- edits: promises 1 and 2 --------------------------------------------------------------------
@@ -588,7 +601,7 @@ def test_of_text_left_to_chance_an_edit_makes_few_new_pieces(seed):
 @pytest.mark.parametrize("wanted", [True, False], ids=["that end runs", "that end none"])
 def test_repeated_elements_make_few_different_pieces(wanted):
     """What is the same everywhere is stored once, wherever it is cut."""
-    (element,) = search(wanted=wanted, size=50, count=1)
+    (element,) = found(wanted=wanted, size=50, count=1)
     data = list_of([element] * 400)
     pieces = {data[part.start : part.end] for part in leaves(cut(MSGPACK, data, SIZES))}
     assert len(pieces) == 3  # the header, the runs, and the tail
@@ -598,8 +611,8 @@ def test_repeated_elements_make_few_different_pieces(wanted):
 
 def test_elements_chosen_against_the_hash_make_no_more_pieces_than_their_bytes_fill():
     """All that is promised: the pieces behind the edit are new, and as large as can be."""
-    packed = search(wanted=False, size=50, count=400)
-    first = search(wanted=False, size=60, count=1)
+    packed = found(wanted=False, size=50, count=400)
+    first = found(wanted=False, size=60, count=1)
     data, after = list_of(packed), list_of([*first, *packed])
     count = len(list(leaves(cut(MSGPACK, after, SIZES))))
     assert count <= len(after) // SIZES.most + 2

@@ -22,6 +22,8 @@ from tests.support.trees import (
     message,
     messages,
     plain_tree,
+    search,
+    small_sizes,
     tiny,
     tree_of,
     words,
@@ -41,6 +43,12 @@ def check(store, value, key="k"):
 
 # -- growing ------------------------------------------------------------------------------------
 
+
+def never(number):
+    (text,) = search(small_sizes(), 40, 1, wanted=False, seed=number)
+    return text
+
+
 STEPS = {
     "messages": lambda rng, _: message(rng),
     "numbers": lambda rng, _: rng.randrange(1 << 40),
@@ -52,6 +60,7 @@ STEPS = {
     "messages, then numbers": lambda rng, n: message(rng) if n < 20 else rng.randrange(99),
     "anything": lambda rng, _: KINDS[rng.choice(list(KINDS))](rng),
     "nothing": lambda _, __: None,
+    "elements that end no run": lambda _, n: never(n),
 }
 
 

@@ -162,6 +162,7 @@ def test_the_top_is_small_however_much_is_below(count):
         assert 1 <= len(middle) <= TOP_MAX
         assert list(walk(middle)) == pieces
         assert len({one.level for one in middle}) == 1
+        check_nodes(middle)
         assert middle[0].level < 6 < TREE_LEVELS_MAX
         assert TOP_MAX + 2 <= GROUP_MOST < TREE_ITEMS_MAX
 
