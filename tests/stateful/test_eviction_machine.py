@@ -182,4 +182,6 @@ class EvictionMachine(RuleBasedStateMachine):
 EvictionMachine.TestCase.settings = settings(
     stateful_step_count=30, max_examples=settings().max_examples // 2
 )
-TestEvictionMachine = pytest.mark.timeout(900)(EvictionMachine.TestCase)
+TestEvictionMachine = pytest.mark.timeout(900 + 3 * settings().max_examples)(
+    EvictionMachine.TestCase
+)

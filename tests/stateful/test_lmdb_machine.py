@@ -770,5 +770,6 @@ class LMDBMachine(RuleBasedStateMachine):
 
 
 LMDBMachine.TestCase.settings = settings(stateful_step_count=40)
-# Half a minute when all is well; what fails is made small first, and that takes its time.
-TestLMDBMachine = pytest.mark.timeout(900)(LMDBMachine.TestCase)
+# Half a minute when all is well, and more for those who ask for more examples; what fails is made
+# small first, and that takes its time.
+TestLMDBMachine = pytest.mark.timeout(900 + 3 * settings().max_examples)(LMDBMachine.TestCase)
