@@ -242,6 +242,8 @@ class Assembler:
         return self._items(key, row, length)
 
     def _items(self, key: bytes, row: ContentRow, length: int) -> list[TreeItem]:
+        if row.raw_length != length:  # before the literals are inflated, which are part of it
+            raise Mismatch(row.segment, row.offset)
         items = decode_tree(node_value(self._engine, key, row))
         if items is None or sum([item.length for item in items]) != length:
             raise Mismatch(row.segment, row.offset)

@@ -73,6 +73,8 @@ class Check:
         self._problems: list[Problem] = []
         self._segments = self._batches = self._entries = self._bytes = 0
         self._newest: dict[bytes, tuple[int, int, int, int]] = {}  # key: seq, kind, segment, offset
+        # What each pack brings, so that none is read once for each of its contents.
+        self._packed: dict[tuple[int, int], dict[bytes, ContentRow]] = {}
         self._live_bytes: Counter[int] = Counter()
         self._entry_bytes: Counter[int] = Counter()
         self._last_seq: Counter[int] = Counter()
@@ -201,6 +203,10 @@ class Check:
             elif entry.kind == PACK:
                 contents = unpack_pack(entry.flags, entry.value)
                 named = [(one.key, content_hash(raw)) for one, raw in contents]
+                if self._deep:
+                    length = ENTRY_BYTES + len(entry.value)
+                    rows = dict(content_rows(entry, (segment, at, length)))
+                    self._packed[segment, at] = rows
             else:
                 named = [(entry.key, content_hash(decode_content(entry.flags, entry.value)))]
         except CorruptionError as error:
@@ -267,13 +273,15 @@ class Check:
     def _content_row(self, key: bytes, row: ContentRow) -> None:
         """A content's row leads to the entry that holds it, and says what that says."""
         where = (row.segment, row.offset)
-        try:
-            kind, flags, value = content_entry(self._engine, key, row)
-        except Mismatch:
-            self._problem("a content's row does not lead to it", *where)
-            return
-        entry = LogEntry(row.seq, 0, kind, flags, key, bytes(value))
-        said = dict(content_rows(entry, row[:3])) if possible(entry) else {}
+        said = self._packed.get(where)
+        if said is None:
+            try:
+                kind, flags, value = content_entry(self._engine, key, row)
+            except Mismatch:
+                self._problem("a content's row does not lead to it", *where)
+                return
+            entry = LogEntry(row.seq, 0, kind, flags, key, bytes(value))
+            said = dict(content_rows(entry, row[:3])) if possible(entry) else {}
         if key not in said:
             self._problem("a content's row leads to something else", *where)
         elif said[key]._replace(references=row.references) != row:

@@ -151,7 +151,8 @@ class Committer:
         self._laters: Laters | None = None
         self._making = threading.Lock()  # guards that there are no two of them
         self.last: tuple[int, list[bool]] | None = None
-        # Contents of the batch being built, by content key, and by the place that they get.
+        # Of the batch being built: its contents by content key and by the place that they get, and
+        # where pieces lie then that a layout remembers.
         self._fresh: dict[bytes, bytes] = {}
         self._raw: list[tuple[Place, bytes]] = []
         self._noted: list[tuple[Piece, Place]] = []

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 CHUNK = 128  # entries judged in one read transaction
+PACK_CHUNK = 32  # of these is what a pack that is compressed anew counts for
 FLUSH_BYTES = 4 << 20
 BATCH_BYTES_MAX = 256 << 10  # of a copy: its checksum is computed in one piece, beside readers
 RUN_ROWS = 1024  # sorted in one go
@@ -223,6 +224,7 @@ class Judge:
                         if found is not None:
                             n, when = origins[number - 1] if origins else (number, time_ms)
                             live.append((seq, n, when, kind, b"", found))
+                            left -= 0 if found is data else PACK_CHUNK
                     left -= 1
                     if left <= 0:
                         txn.abort()
@@ -250,7 +252,10 @@ class Judge:
         if len(live) in {0, len(said.contents)}:
             return framed if live else None
         flags = framed[ENTRY_KIND_AT + 1]
-        kept = [one for one in unpack_pack(flags, framed[ENTRY_BYTES:]) if one[0].key in live]
+        try:
+            kept = [one for one in unpack_pack(flags, framed[ENTRY_BYTES:]) if one[0].key in live]
+        except CorruptionError as error:
+            raise CorruptionError(str(error), segment=at[0], offset=at[1]) from error
         joined = b"".join([raw for _, raw in kept])
         flags, stored = compress(joined, self._engine.options.compression_level)
         value = encode_pack([(one.key, one.length) for one, _ in kept], stored)
@@ -496,6 +501,7 @@ def _move_rows(engine: Engine, copy: Copy, pace: Pace) -> None:
 
 
 def _move_some(index: Index, txn: Txn, copy: Copy, moved: Sequence[bytes]) -> None:
+    """Lead some rows to the copy; what they leave is dead, and what they take there no more."""
     freed: dict[int, int] = {}
     taken = 0
     for data in moved:
@@ -512,8 +518,8 @@ def _move_some(index: Index, txn: Txn, copy: Copy, moved: Sequence[bytes]) -> No
         if kind == PACK:  # a pack that lost contents on the way has another length, and others
             before = decode_content_row(row)
             gone = before.share
-            place = {"segment": copy.segment, "offset": offset, "length": length}
-            row = encode_content_row(before._replace(**place, start=start, share=share))
+            moved_to = {"segment": copy.segment, "offset": offset, "length": length}
+            row = encode_content_row(before._replace(**moved_to, start=start, share=share))
         else:
             row = PLACE.pack(copy.segment, offset) + row[PLACE.size :]
         txn.put(key, row, db=db)

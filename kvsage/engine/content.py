@@ -226,7 +226,7 @@ class RawCache:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards both
+        self._lock = threading.Lock()  # guards all that follows
         self._kept: OrderedDict[Place, bytes] = OrderedDict()
         self._bytes = 0
         self.damage_met = 0
@@ -261,11 +261,15 @@ class RawCache:
 
         What is saved again would else rely on a content that was whole when it was last compared.
         """
-        self.clear()
-        self.damage_met += 1
+        with self._lock:
+            self._forget()
+            self.damage_met += 1
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._bytes = 0

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvsage.engine.tree import Piece
 
 PIECE_UNIT_LEAST = 4096
+PACK_MOST = 1 << 20  # the cache must hold the rest of a pack while a value is read
 LITERAL_BYTES_MAX = 256
 SMALL_BYTES = 32  # elements below this on average are cut as bytes are
 KEY_ROOM = 256
@@ -80,7 +81,7 @@ def sizes_for(content_bytes_min: int) -> Sizes:
         text_least=4 * small,
         text_most=16 * small,
         text_whole=16 * small,
-        pack=64 * small,
+        pack=min(64 * small, PACK_MOST),
         literal_most=min(LITERAL_BYTES_MAX, small - 1),
     )
 
@@ -152,7 +153,7 @@ def counted(data: bytes | memoryview) -> tuple[int, int, int]:
 
     The count is that of an array or mapping, and 0 for anything else.
     """
-    kind, length = HEADERS.get(data[0], (0, 0))
+    kind, length = HEADERS.get(data[0], (0, 0)) if data else (0, 0)
     if kind not in {ARRAY, MAP}:
         return kind, length, 0
     return kind, length, data[0] & 0x0F if length == 1 else int.from_bytes(data[1:length], "big")
@@ -185,9 +186,9 @@ def ends_of(data: memoryview, count: int, *, pairs: bool = False) -> list[int]:
 
 # -- cutting ------------------------------------------------------------------------------------
 
-# A line that begins with two bytes of certain quarters of all bytes: one in 16 where bytes are
-# random. Where there are no lines, a blank and three, or an e (in base64, hexadecimal and every
-# language that has it) and four.
+# A line that begins, behind its blanks, with three bytes of certain quarters of all bytes: one in
+# 64 where bytes are random. Where there is no such line, a blank and four of them, or an e (in
+# base64, hexadecimal and every language that has it) and four.
 _QUARTERS = (
     rb"[\x00-\x0f\x23-\x2a\x30-\x33\x41-\x44\x51-\x54\x61-\x64\x72-\x73\x80-\xa3]",
     rb"[\x10-\x1f\x20\x2b-\x2e\x35-\x38\x45-\x48\x55-\x58\x61\x65-\x68\x6e\x75-\x76\xa4-\xc3]",
@@ -199,12 +200,14 @@ ANCHORS = tuple(
     for first, before, quarters in ((b"\n", (rb"[ \t]*",), 3), (b" ", (), 4), (b"e", (), 4))
 )
 
-
-HASH_END = 1 << 64
+HASH_END = 1 << 64  # behind every hash of 64 bits
 
 
 def ends_run(element: bytes, spread: int) -> bool:
-    """Whether a run of elements ends behind this one, once it is long enough."""
+    """Whether a run of elements ends behind this one, once it is long enough.
+
+    ``Cutter.elements`` says the same, flat.
+    """
     return xxh3_64_intdigest(element) < len(element) * (HASH_END // spread)
 
 

@@ -113,8 +113,9 @@ class Growth:
                     return Grown(entry.flags, row.expires_ms, longer, None, content_keys_in(data))
             return self._grown(Assembler(engine, txn), key, entry)
         except Mismatch as error:
+            segment, offset = error.args or row[:2]
             raise CorruptionError(
-                f"the list of {key.decode()!r} is damaged", segment=row.segment, offset=row.offset
+                f"the list of {key.decode()!r} is damaged", segment=segment, offset=offset
             ) from error
 
     def _grown(self, assembler: Assembler, key: bytes, entry: LogEntry) -> Grown:
@@ -144,6 +145,7 @@ class Growth:
         return Grown(MSGPACK, expires_ms, b"", self._preparer.large(MSGPACK, data))
 
     def _check(self, key: bytes, size: int) -> None:
+        """Refuse a list that would take more than one value may."""
         limit = self._preparer.codec.value_bytes_max
         if size > limit:
             raise ValueTooLargeError(
@@ -215,8 +217,7 @@ class Growth:
         if is_dense(count, before) or is_dense(self.length, before + len(added)):
             return None  # text is cut by what comes behind, too
         header = array_header(self.length)
-        length = len(header) + before + len(added)
-        self._check(key, length)
+        self._check(key, len(header) + before + len(added))
         raw = base + added
         ends = [] if tail is None else element_ends(base, tail.elements)
         lengths = accumulate(map(len, self._items), initial=len(base))
@@ -232,7 +233,7 @@ class Growth:
         while len(pieces) > TOP_MAX:
             pieces = group(pieces)
         root = [Piece(b"", len(header), 0, 0, header), *pieces, *rest]
-        return self._preparer.tree(root, raw, length)
+        return self._preparer.tree(root, raw)
 
 
 def list_count(items: Sequence[TreeItem]) -> int | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvsage.engine.assembling import EXPANDED_BYTES_MAX, Assembler, raw_content
 from kvsage.engine.commit import ANYTHING, PRESENT, TOUCH, Operation
@@ -14,9 +13,8 @@ from kvsage.engine.growing import Growth
 from kvsage.engine.layouts import Layouts
 from kvsage.engine.tree import Pack, Tree, opened, pieces_of, topmost
 from kvsage.engine.values import Codec
-from kvsage.errors import CorruptionError, InvalidTTLError
+from kvsage.errors import CorruptionError, InvalidTTLError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
-from kvsage.index.env import LmdbError
 from kvsage.index.segments import the_meta
 from kvsage.log.format import (
     BY_USER,
@@ -32,7 +30,7 @@ from kvsage.store import encode_key
 from kvsage.types import TTL, ttl_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from kvsage.engine.content import Place
     from kvsage.engine.cutting import Part, Sizes
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
 
 PACK_OVERHEAD = 2 * ENTRY_BYTES + PACKED.size  # of a leaf: its part of a pack and of a node
 TREE_OVERHEAD = 4096  # of a few new nodes
+LOOKS = 5
+Result = TypeVar("Result")
 _make = tuple.__new__  # a third of the time of the class's own call
 
 
@@ -136,8 +136,7 @@ class Preparer:
     def content(self, raw: bytes) -> Content:
         """A content, compressed unless one like it is there to be referred to."""
         digest = content_hash(raw)
-        with self._looking() as look:
-            equal_to = look.equal(digest, raw)
+        equal_to = self._looked(lambda look: look.equal(digest, raw))
         if equal_to is not None:
             return Content(digest, raw, None, b"", equal_to)
         flags, stored = compress(raw, self._level)
@@ -145,19 +144,16 @@ class Preparer:
 
     def _tree(self, data: bytes, parts: list[Part]) -> Tree:
         pieces = pieces_of(data, parts, self._layouts)
-        return self.tree(topmost(pieces, data, self._layouts), data, len(data))
+        return self.tree(topmost(pieces, data, self._layouts), data)
 
-    def tree(self, pieces: list[Piece], raw: bytes, length: int) -> Tree:
+    def tree(self, pieces: list[Piece], raw: bytes) -> Tree:
         """A tree whose new leaves are compressed, several together.
 
         Args:
             pieces: the items of its root.
             raw: what those that may be new were cut from.
-            length: bytes that all of it stands for.
         """
-        with self._looking() as look:
-            missing = look.missing(pieces, raw)
-            seen = look.seq
+        missing, seen = self._looked(lambda look: (look.missing(pieces, raw), look.seq))
         packs: list[Pack] = []
         leaves: list[Piece] = []
         size = 0
@@ -171,23 +167,24 @@ class Preparer:
             packs.append(self._pack(leaves, raw))
         room = TREE_OVERHEAD + sum([TREE_ITEM.size + len(piece.literal) for piece in pieces])
         room += sum([len(pack.stored) + PACK_OVERHEAD * len(pack.leaves) for pack in packs])
-        return Tree(pieces, raw, packs, length, room, self.sizes, seen)
+        return Tree(pieces, raw, packs, room, self.sizes, seen)
 
     def _pack(self, leaves: list[Piece], raw: bytes) -> Pack:
         view = memoryview(raw)
         joined = b"".join([view[leaf.start : leaf.start + leaf.length] for leaf in leaves])
         return Pack(leaves, *compress(joined, self._level))
 
-    @contextlib.contextmanager
-    def _looking(self) -> Iterator[Look]:
+    def _looked(self, ask: Callable[[Look], Result]) -> Result:
+        """What one look at the contents gives; again where another thread's growing ended it."""
         engine = self._engine
-        txn = engine.index.begin_read()
-        try:
-            yield Look(engine, txn, self.sizes)
-        except LmdbError as error:
-            raise engine.index.error(error, "reading") from error
-        finally:
-            txn.abort()
+        for _ in range(LOOKS):
+            try:
+                with engine.index.reading() as txn:
+                    return ask(Look(engine, txn, self.sizes))
+            except StoreUnavailableError:
+                continue
+        with engine.index.reading() as txn:
+            return ask(Look(engine, txn, self.sizes))
 
 
 class Look:
@@ -228,7 +225,10 @@ class Look:
 
     def _look(self, pieces: Iterable[Piece], raw: bytes, missing: dict[bytes, Piece]) -> None:
         for piece in pieces:
-            if not piece.is_new or piece.key in missing:
+            if not piece.is_new:
+                continue
+            if piece.key in missing:
+                piece.place = None  # or it is another one of that hash, which has gone
                 continue
             data = self._txn.get(piece.key, None, self._engine.index.contents)
             row = None if data is None else decode_content_row(data)

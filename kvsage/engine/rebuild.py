@@ -314,6 +314,8 @@ class Replay:
                 elif kind == CONTENT:
                     if key_length != CONTENT_KEY.size or value_length < CONTENT_HEAD.size:
                         raise misframed(segment, at)
+                    if is_node(key):
+                        raise misframed(segment, at)
                     known = contents.get(key)
                     if known is None or CONTENT_ROW.unpack_from(known)[3] <= its:
                         (raw_length,) = CONTENT_HEAD.unpack_from(window, split)

@@ -105,6 +105,10 @@ class Newest(NamedTuple):
     content_keys: bytes
 
 
+def _keys_of(newest: Newest) -> set[bytes]:
+    return set(split_keys(newest.content_keys))
+
+
 class Scanned(NamedTuple):
     """What reading a log file gave.
 
@@ -450,31 +454,29 @@ class Repair:
 
     def _judge(self) -> None:
         """Which keys are gone: newer than anything that could be read, or without their content."""
-        whole: set[bytes] = set()
-        for key, newest in self._newest.items():
-            if not self._all_there(newest.content_keys, whole):
-                self._lost[key] = max(newest.seq, self._lost.get(key, 0))
+        broken = self._broken()
+        lost = {k for k, newest in self._newest.items() if _keys_of(newest) & broken}
+        for key in lost:
+            self._lost[key] = max(self._newest[key].seq, self._lost.get(key, 0))
         for key, seq in list(self._lost.items()):
             known = self._newest.get(key)
-            if known is None or not self._all_there(known.content_keys, whole):
-                continue
-            if known.seq >= seq:
+            if known is not None and key not in lost and known.seq >= seq:
                 del self._lost[key]
 
-    def _all_there(self, content_keys: bytes, whole: set[bytes]) -> bool:
-        """Whether contents, and all that they refer to in turn, could be read."""
-        left, seen = split_keys(content_keys), set[bytes]()
+    def _broken(self) -> set[bytes]:
+        """Contents that are referred to, and could not be read or refer to such as could not."""
+        parents: dict[bytes, list[bytes]] = {}
+        for key, children in self._contents.items():
+            for child in split_keys(children):
+                parents.setdefault(child, []).append(key)
+        wanted = parents.keys() | {k for newest in self._newest.values() for k in _keys_of(newest)}
+        broken = wanted - self._contents.keys()
+        left = list(broken)
         while left:
-            key = left.pop()
-            if key in seen or key in whole:
-                continue
-            children = self._contents.get(key)
-            if children is None:
-                return False
-            seen.add(key)
-            left += split_keys(children)
-        whole |= seen
-        return True
+            found = set(parents.get(left.pop(), ())) - broken
+            broken |= found
+            left += found
+        return broken
 
     # -- writing ----------------------------------------------------------------------------
 

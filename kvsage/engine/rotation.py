@@ -221,6 +221,8 @@ def _apply_contents(
 ) -> None:
     """Rows for contents, to which entries behind them will refer."""
     for key, row in content_rows(entry, place):
+        if txn.get(key, None, index.contents) is not None:
+            raise CorruptionError("a content is there twice", segment=place[0], offset=place[1])
         if row.children:
             references = References(index, txn)
             references.hold(row.children)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kvsage.engine.assembling import Assembler, content_row, items_of, put_entry
 from kvsage.engine.changes import position_at
-from kvsage.engine.content import Mismatch
+from kvsage.engine.content import Mismatch, Missing
 from kvsage.engine.growing import part_of
 from kvsage.errors import CorruptionError, KvsageError, StoreClosedError, StoreUnavailableError
 from kvsage.index.env import LmdbError, Txn
@@ -81,7 +81,7 @@ class View:
             Mismatch: some of it is not there.
             CorruptionError: some of it cannot be decompressed.
         """
-        if row.flags & ~IS_TREE != MSGPACK or not row.flags & IS_TREE:
+        if row.flags != MSGPACK | IS_TREE:
             return None
         entry = put_entry(self.engine, key, row)
         return part_of(Assembler(self.engine, self.txn), items_of(entry.value), start, stop)
@@ -174,7 +174,8 @@ def corruption(key: bytes, row: Row | None, mismatch: Mismatch) -> CorruptionErr
     """The error of a key whose entry, or the content that it refers to, cannot be read."""
     name = key.decode("utf-8", "backslashreplace")
     place = mismatch.args or ((None, None) if row is None else row[:2])
-    what = "record" if row is None or place == row[:2] else "content"
+    is_record = row is None or (place == row[:2] and not isinstance(mismatch, Missing))
+    what = "record" if is_record else "content"
     return CorruptionError(f"the {what} of {name!r} is damaged", segment=place[0], offset=place[1])
 
 
@@ -292,7 +293,12 @@ class EngineSnapshot(Snapshot):
             found = self.find(encoded)
             if found is None:
                 return None
-            stored_bytes = self._open().stored_bytes(encoded, found.row)
+            try:
+                stored_bytes = self._open().stored_bytes(encoded, found.row)
+            except Mismatch as error:
+                raise corruption(encoded, found.row, error) from error
+            except LmdbError as error:
+                raise self._ended(error) from error
         return Entry(
             self._codec.decode(key, found.flags, found.data),
             self._engine.version(found.row.seq),

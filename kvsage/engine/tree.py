@@ -127,7 +127,6 @@ class Tree(NamedTuple):
         pieces: the items of its root.
         raw: what was cut into those that are new.
         packs: the leaves that nobody had, compressed.
-        length: bytes of the value.
         room: what its entries take in the log, about.
         sizes: by which it was cut.
         seen: the seq of the last commit when the places of pieces were looked up.
@@ -136,7 +135,6 @@ class Tree(NamedTuple):
     pieces: list[Piece]
     raw: bytes
     packs: list[Pack]
-    length: int
     room: int
     sizes: Sizes
     seen: int
@@ -201,7 +199,14 @@ def _leveled(piece: Piece) -> Piece:
 def topmost(
     pieces: list[Piece], raw: bytes = b"", layouts: Layouts | None = None, depth: int = 0
 ) -> list[Piece]:
-    """The topmost items over pieces: their header, some others, and their tail."""
+    """The topmost items over pieces: their header, some others, and their tail.
+
+    Args:
+        pieces: of one list, mapping or text, the header first where there is one.
+        raw: what they were cut from.
+        layouts: where to remember how a list was cut.
+        depth: how many lists and mappings are around.
+    """
     head = pieces[:1] if pieces[0].literal else []
     tail = pieces[-1:] if pieces[-1].literal and len(pieces) > 1 else []
     rest = pieces[len(head) : len(pieces) - len(tail)]
@@ -212,7 +217,7 @@ def topmost(
     if nodes or len(rest) > top_max:
         left = rest[len(nodes) :]
         rest = nodes + group(left) if left else nodes
-        units = rest[:-1] + (rest[-1].pieces or [])  # the last node may take more
+        units = rest[:-1] + (rest[-1].pieces or rest[-1:])  # the last node may take more
     if layouts is not None and is_list:
         layouts.keep(raw, units, depth)
     while len(rest) > top_max:
@@ -255,5 +260,5 @@ def _node_over(pieces: Sequence[Piece]) -> Piece:
 
 
 def held(items: Iterable[TreeItem]) -> list[Piece]:
-    """Pieces of a tree that is there."""
+    """Pieces of a tree that is there; what they stand for is not at hand."""
     return [Piece(*item) for item in items]

@@ -14,7 +14,6 @@ from kvsage.index.keydir import CONTENT_KEY_BYTES, StructError, damaged
 CONTENT_ROW = Struct("<IIIQQQII")
 assert CONTENT_ROW.size == 44
 
-
 ROW_BYTES = CONTENT_ROW.size
 _pack, _unpack = CONTENT_ROW.pack, CONTENT_ROW.unpack_from
 _make = tuple.__new__  # a third of the time of the class's own call

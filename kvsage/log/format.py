@@ -253,6 +253,7 @@ CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
 CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
 PACK_HEAD = Struct("<IQ")  # number of contents, their raw length; a table of PACKED, then the bytes
 PACKED = Struct("<18sI")  # content key, raw length
+PACK_BYTES_MAX = 64 << 20
 RETIRE_HEAD = Struct("<IIQ")  # copy (0: none), its end, floor seq; the ids of the retired follow
 RETIRED_FILE = Struct("<I")
 ORIGIN = Struct("<IQ")  # which entry of its commit an entry was, and when that was, ms
@@ -338,8 +339,8 @@ assert TREE_HEAD.size == 11
 assert TREE_ITEM.size == 27
 LITERAL = b"\xff" * CONTENT_KEY.size  # in place of a content key: the bytes stand here
 TREE_ITEMS_MAX = 1 << 10
-_make = tuple.__new__  # a third of the time of a NamedTuple's own call
 TREE_LEVELS_MAX = 64
+_make = tuple.__new__  # a third of the time of a NamedTuple's own call
 
 
 class TreeItem(NamedTuple):
@@ -501,7 +502,7 @@ def decode_pack(value: bytes | memoryview) -> Pack | None:
         return None
     count, length = PACK_HEAD.unpack_from(value)
     data_at = PACK_HEAD.size + PACKED.size * count
-    if not count or len(value) < data_at:
+    if not count or len(value) < data_at or length > PACK_BYTES_MAX:
         return None
     table = list(PACKED.iter_unpack(value[PACK_HEAD.size : data_at]))
     if sum([size for _, size in table]) != length or not all(
