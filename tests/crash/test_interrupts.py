@@ -211,4 +211,7 @@ def whole(verb, before, found):
     if verb is transaction:
         # Two commits: the transaction, then the key that it deleted is saved again.
         return changed in (set(), {"a", "b"}, {"a", "b", "c"}) or changed == {"c"}
+    if verb is extend and changed:
+        was, now = before.get("list", []), found["list"]
+        return changed == {"list"} and now[:-4] == was and len(now) == len(was) + 4
     return len(changed) <= 1
