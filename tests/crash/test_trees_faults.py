@@ -177,3 +177,26 @@ def test_a_disk_that_is_really_full(tmp_path):
         (path / "INDEX").unlink()
         with LMDBStore(path, **SMALL) as store:
             assert sound(store) == held
+
+
+OTHER = """
+store = LMDBStore(path, content_bytes_min=64, durability="relaxed")
+store.save("k", [arguments[0] * 150 + str(number) for number in range(9)])
+store.close()
+"""
+
+
+def test_what_was_not_committed_is_not_remembered(path, child):
+    """Its place in the log is another one's then, who may be of another process."""
+    disk = FailingDisk("write", 0, ERRORS["EIO"])
+    with LMDBStore(path, disk=disk, **SMALL) as store:
+        store.save("first", 1)
+        disk.left = 1
+        with pytest.raises(StoreUnavailableError):
+            store.save("k", ["a" * 150 + str(number) for number in range(9)])
+        disk.left = 0
+        child(OTHER, path, "b").finish()
+        expected = ["b" * 150 + str(number) for number in range(9)]
+        assert store.load("k") == expected
+        store.save("twin", expected)
+        assert sound(store) == {"first": 1, "k": expected, "twin": expected}

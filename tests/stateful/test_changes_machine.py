@@ -317,7 +317,7 @@ class Changes(RuleBasedStateMachine):
             assert all(reader.transaction is None for reader in self.store.stats().readers)
 
 
-TestChanges = Changes.TestCase
+TestChanges = pytest.mark.timeout(300 + 3 * settings().max_examples)(Changes.TestCase)
 TestChanges.settings = settings(
     max_examples=max(1, settings().max_examples // 2), stateful_step_count=40, deadline=None
 )

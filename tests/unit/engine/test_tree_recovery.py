@@ -8,8 +8,9 @@ import random
 import shutil
 
 import pytest
+from xxhash import xxh3_128_digest
 
-from kvsage.engine import growing
+from kvsage.engine import content, growing, tree
 from kvsage.engine.commit import ShortOfRoom
 from kvsage.engine.preparing import Preparer
 from kvsage.fs import Disk
@@ -319,3 +320,34 @@ def test_a_commit_whose_index_had_to_grow(new_store, monkeypatch):
     chunks_of(store)
     clean(store)
     assert dict(store.items()) == expected
+
+
+# -- where hashes collide -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contents_that_share_a_hash_are_told_apart(tmp_path, new_store, monkeypatch, seed):
+    """Of four hashes all have one: what a number stands for changes whenever one of them goes."""
+
+    def digest(data, seed=0):
+        return bytes([xxh3_128_digest(data, seed)[0] & 3]) * 16
+
+    for module in (tree, content):
+        monkeypatch.setattr(module, "xxh3_128_digest", digest)
+    store = new_store()
+    chance, model = random.Random(200 + seed), {}
+    for number in range(24):
+        for step in drawn(chance, model):
+            step.do(store)
+            model = step.after
+            holds(store, model)
+        chunks_of(store)
+        if number % 6 == 3:
+            store.checkpoint()
+        elif number % 8 == 7:
+            store.compact()
+            holds(store, model)
+        elif number % 4 == 0:
+            items = dict(store.items())
+            assert rebuilt(tmp_path, new_store, store, checkpoint=True) == items
+            assert rebuilt(tmp_path, new_store, store, checkpoint=False) == items
