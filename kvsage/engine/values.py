@@ -57,7 +57,7 @@ class Codec:
             SerializationError: naming the key.
         """
         try:
-            return pack(item)
+            return pack([item])[1:]  # as deep as it will be: what can be loaded can be saved
         except SerializationError as error:
             raise SerializationError(f"an item for {key!r} cannot be stored: {error}") from error
 
