@@ -198,5 +198,5 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path, spawn, number, code
     assert b"Traceback" not in process.stderr.read()
     assert process.stdout.read() == b""
     assert process.wait(timeout=60) == code
-    assert said[1].startswith(b"1/5 ")
+    assert said[1].startswith(b"1/6 ")
     assert list(tmp_path.iterdir()) == []
