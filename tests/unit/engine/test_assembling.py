@@ -352,6 +352,11 @@ def test_a_content_of_another_kind(memory):
     memory.node(LEAF, [leaf()])
     with pytest.raises(Mismatch):
         memory.assembler.content(LEAF)
+    memory.content(OTHER, b"other!")
+    memory.rows[LEAF] = memory.rows[OTHER]
+    with pytest.raises(Mismatch):
+        memory.assembler.content(LEAF)
+    memory.raw_cache.clear()
     memory.pack({LEAF: b"middle", OTHER: b"other!"})
     memory.rows[LEAF] = memory.rows[OTHER]
     with pytest.raises(Mismatch):

@@ -130,7 +130,7 @@ def check_sizes(sizes):
     assert 0 < sizes.literal_most < sizes.least <= sizes.whole <= sizes.most <= sizes.text_most
     assert 0 < sizes.spread <= sizes.whole
     assert sizes.literal_most <= LITERAL_BYTES_MAX
-    assert sizes.text_least <= sizes.text_most <= sizes.pack
+    assert sizes.text_least <= sizes.text_most
     assert max(sizes.whole, sizes.text_least) <= sizes.text_whole
 
 

@@ -346,6 +346,15 @@ def test_pieces_whose_hashes_collide_are_told_apart(store, few_hashes):
     assert contents_in(store) == {}
 
 
+def test_pieces_of_one_length_whose_hashes_collide_are_told_apart(store, few_hashes):
+    value = [f"{number:0300}" for number in range(40)]
+    for key, one in (("k", value), ("other", value[::-1]), ("k", value[5:]), ("k", value)):
+        store.save(key, one)
+        assert store.load(key) == one
+        store._engine.raw_cache.clear()
+        assert store.load(key) == one
+
+
 def test_numbers_of_contents_that_share_a_hash_run_out(store, few_hashes, monkeypatch):
     monkeypatch.setattr(placing, "NODE_NUMBER", 5)
     store.save("small", [1, 2])

@@ -637,7 +637,8 @@ def test_tree_that_declares_gigabytes_takes_no_memory(size):
 # -- packs --------------------------------------------------------------------------------------
 
 PACK_KEYS = st.binary(min_size=17, max_size=17).map(lambda key: key + b"\x12")
-PACKS = st.lists(st.tuples(PACK_KEYS, LENGTH), min_size=1, max_size=9)
+PACKED_LENGTH = st.integers(1, fmt.PACK_BYTES_MAX // 9)
+PACKS = st.lists(st.tuples(PACK_KEYS, PACKED_LENGTH), min_size=1, max_size=9)
 PACK = fmt.encode_pack([(LEAF_KEY, 4), (bytes(18), 2)], b"rawraw")
 
 
@@ -711,6 +712,12 @@ def test_noise_is_no_pack_or_says_one_thing(count, length, table, behind, fittin
 )
 def test_packs_that_no_store_could_have_written(contents):
     assert fmt.decode_pack(fmt.encode_pack(contents, b"stored")) is None
+
+
+def test_a_pack_is_bounded():
+    most = fmt.PACK_BYTES_MAX
+    assert fmt.decode_pack(fmt.encode_pack([(LEAF_KEY, most)], b"stored")).length == most
+    assert fmt.decode_pack(fmt.encode_pack([(LEAF_KEY, most + 1)], b"stored")) is None
 
 
 def test_pack_that_declares_millions_of_contents_takes_no_memory():
