@@ -2,7 +2,7 @@
 
 What is read is checked to be whole and to be the content of the key asked for. A tree that claims
 more than it holds, or that refers to itself, ends in an error, and takes no memory beyond what its
-root says that it stands for.
+root says that it stands for, and one pack.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from kvsage.index.keydir import SYSTEM, Row, content_keys_in, decode_row
 from kvsage.index.segments import Meta, SegmentRow, all_retired, all_segments, the_meta
 from kvsage.log.format import (
     BATCH_BYTES,
-    CONTENT,
+    CONTENT_KINDS,
     DELETE,
     ENTRY_BYTES,
     ENTRY_KIND_AT,
@@ -189,7 +189,7 @@ class Check:
             self._problem("an entry bears another number than its batch", segment, at, entry.key)
         if entry.kind == ORIGINS:
             self._entry_bytes[segment] -= len(framed)
-        elif entry.kind in {CONTENT, PACK, NODE}:
+        elif entry.kind in CONTENT_KINDS:
             self._content(segment, at, entry)
         elif self._deep and entry.kind in {PUT, DELETE}:
             known = self._newest.get(entry.key)

@@ -20,6 +20,7 @@ import zstandard
 from xxhash import xxh3_128_digest
 
 from kvsage.errors import CorruptionError
+from kvsage.index.keydir import CONTENT_KEY_BYTES
 from kvsage.log.format import (
     CONTENT_HEAD,
     CONTENT_KEY,
@@ -48,6 +49,8 @@ WINDOW_LOG_MAX = 27  # 128 MiB: what zstd levels up to 19 use, and no frame may 
 
 DEFLATED_BYTES_LEAST = 512  # fewer literal bytes are not worth the time
 CONTENT_OVERHEAD = ENTRY_BYTES + CONTENT_KEY.size + CONTENT_HEAD.size + CONTENT_REF.size
+
+assert CONTENT_KEY.size == CONTENT_KEY_BYTES  # log and index do not know each other
 
 _local = threading.local()
 

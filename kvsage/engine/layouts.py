@@ -83,7 +83,8 @@ class Layouts:
 
         Args:
             data: the value that it is in.
-            units: as ``Layout`` has them; what follows a large element, or is one, is left out.
+            units: as ``Layout`` has them; what follows a large element, or is one, is left out,
+                unless it is in a node of the first level.
             depth: as ``Layout`` has it.
         """
         plain = list(takewhile(lambda unit: unit.level or not unit.is_node, units))

@@ -28,7 +28,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvsage.engine import sharing
 from kvsage.engine.rebuild import holds_batches
 from kvsage.engine.references import content_rows
-from kvsage.engine.salvage import Carried, Piece, Shelf, Stretch, grouped, is_text, pieces_of
+from kvsage.engine.salvage import (
+    DATA_KINDS,
+    Carried,
+    Piece,
+    Shelf,
+    Stretch,
+    grouped,
+    is_text,
+    pieces_of,
+)
 from kvsage.engine.trust import looks_trusted
 from kvsage.errors import (
     CorruptionError,
@@ -45,17 +54,15 @@ from kvsage.log.format import (
     BATCH_BYTES,
     BY_USER,
     CHECKSUM_BYTES,
-    CONTENT,
+    CONTENT_KINDS,
     DELETE,
     ENTRY,
     ENTRY_BYTES,
     FORMAT,
     HEADER,
     IDENTITY,
-    NODE,
     ORIGIN,
     ORIGINS,
-    PACK,
     PUT,
     RETIRE,
     BatchHeader,
@@ -361,7 +368,7 @@ class Repair:
             elif entry.kind == RETIRE:
                 said = decode_retire(entry.value)
                 self._retires += [] if said is None else [said]
-            elif entry.kind in {PUT, DELETE, CONTENT, PACK, NODE} and possible(entry):
+            elif entry.kind in DATA_KINDS and possible(entry):
                 # What is unknown is counted on, so that a file stays sorted by seq and n.
                 n, when = self._last_n + 1 if entry.seq == self._last_seq else 0, time_ms
                 if file.is_copy:
@@ -376,7 +383,7 @@ class Repair:
     def _note(self, entry: LogEntry) -> None:
         self._kept += 1
         self._seq = max(self._seq, entry.seq)
-        if entry.kind in {CONTENT, PACK, NODE}:
+        if entry.kind in CONTENT_KINDS:
             for key, row in content_rows(entry, (0, 0, ENTRY_BYTES)):
                 self._contents[key] = row.children
             return

@@ -17,14 +17,12 @@ from kvsage.log.format import (
     BATCH_BYTES,
     BATCH_MAGIC_BYTES,
     CHECKSUM_BYTES,
-    CONTENT,
+    CONTENT_KINDS,
     DELETE,
     ENTRY,
     ENTRY_BYTES,
     ENTRY_KEY_BYTES_MAX,
     MAGIC_OFFSET,
-    NODE,
-    PACK,
     PUT,
     ListedFile,
     Retire,
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
 
     from kvsage.fs import Disk
     from kvsage.log.segment import LogFile
+
+DATA_KINDS = CONTENT_KINDS | {PUT, DELETE}  # what a repair carries over
 
 # -- which files stand for others ---------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Stretch(NamedTuple):
             return False
         _, seq, _, _, key_length, kind, _ = ENTRY.unpack_from(self.data, at)
         return (
-            kind in {PUT, DELETE, CONTENT, PACK, NODE}
+            kind in DATA_KINDS
             and key_length <= ENTRY_KEY_BYTES_MAX
             and self.after_seq < seq < self.before_seq
             and at + entry_length(self.data, at) <= len(self.data)

@@ -235,6 +235,7 @@ assert ENTRY.size == ENTRY_BYTES == ENTRY_BODY.size + CHECKSUM_BYTES
 PUT, DELETE, CONTENT, RETIRE, ORIGINS, PACK, NODE = 1, 2, 3, 4, 5, 6, 7
 ENTRY_KEY_BYTES_MAX = 480
 KINDS = frozenset((PUT, DELETE, CONTENT, RETIRE, ORIGINS, PACK, NODE))
+CONTENT_KINDS = frozenset((CONTENT, PACK, NODE))  # what brings contents and nodes
 
 # flags of a PUT: how its value is encoded, and whether it is here or stored once as content
 CODEC_MASK = 0x07
@@ -253,7 +254,7 @@ CONTENT_HEAD = Struct("<Q")  # raw length; the stored bytes follow
 CONTENT_REF = Struct("<16sHQ")  # what a PUT that is content holds: content key, raw length
 PACK_HEAD = Struct("<IQ")  # number of contents, their raw length; a table of PACKED, then the bytes
 PACKED = Struct("<18sI")  # content key, raw length
-PACK_BYTES_MAX = 64 << 20
+PACK_BYTES_MAX = 64 << 20  # uncompressed: a reader of one content inflates all of them
 RETIRE_HEAD = Struct("<IIQ")  # copy (0: none), its end, floor seq; the ids of the retired follow
 RETIRED_FILE = Struct("<I")
 ORIGIN = Struct("<IQ")  # which entry of its commit an entry was, and when that was, ms
