@@ -25,7 +25,7 @@ from kvsage.engine.cutting import (
     is_headed,
 )
 from kvsage.engine.tree import TOP_MAX, Piece, group, held, pieces_of
-from kvsage.errors import CorruptionError, ValueTooLargeError
+from kvsage.errors import CorruptionError, KvsageError, ValueTooLargeError
 from kvsage.index.keydir import content_keys_in, decode_row
 from kvsage.log.format import (
     CODEC_MASK,
@@ -112,8 +112,13 @@ class Growth:
                 if longer is not None:  # as it is: compressing it would double what an append costs
                     return Grown(entry.flags, row.expires_ms, longer, None, content_keys_in(data))
             return self._grown(Assembler(engine, txn), key, entry)
-        except Mismatch as error:
-            segment, offset = error.args or row[:2]
+        except KvsageError:  # some are ValueErrors
+            raise
+        except (Mismatch, UnpackException, ValueError, OverflowError) as error:
+            # Other than a Mismatch: of a list whose header claims what it does not hold.
+            segment, offset = row[:2]
+            if isinstance(error, Mismatch) and error.args:
+                segment, offset = error.args
             raise CorruptionError(
                 f"the list of {key.decode()!r} is damaged", segment=segment, offset=offset
             ) from error
