@@ -65,7 +65,7 @@ def raw_content(engine: Engine, key: bytes, row: ContentRow) -> bytes:
     raw = engine.raw_cache.get(place)
     if raw is not None:
         return raw
-    with distrusting(engine):
+    with distrusting(engine, row):
         kind, flags, value = content_entry(engine, key, row)
         if kind == CONTENT:
             raw = decode_content(flags, value)
@@ -81,13 +81,23 @@ def raw_content(engine: Engine, key: bytes, row: ContentRow) -> bytes:
 
 
 @contextlib.contextmanager
-def distrusting(engine: Engine) -> Iterator[None]:
-    """Let nothing that is remembered hide what cannot be read."""
+def distrusting(engine: Engine, row: ContentRow) -> Iterator[None]:
+    """Let nothing that is remembered hide what cannot be read, and say where that is."""
     try:
         yield
-    except (Mismatch, CorruptionError):
+    except Mismatch:
         engine.raw_cache.distrust()
         raise
+    except CorruptionError as error:
+        engine.raw_cache.distrust()
+        raise placed(error, row) from error
+
+
+def placed(error: CorruptionError, row: ContentRow | Row) -> CorruptionError:
+    """An error with its place, which is that of a row where it has none."""
+    if error.segment is not None:
+        return error
+    return CorruptionError(str(error), segment=row.segment, offset=row.offset)
 
 
 def content_entry(engine: Engine, key: bytes, row: ContentRow) -> tuple[int, int, memoryview]:
@@ -128,7 +138,7 @@ def node_value(engine: Engine, key: bytes, row: ContentRow) -> bytes:
     place = (row.segment, row.offset, NODE_VALUE)
     value = engine.raw_cache.get(place)
     if value is None:
-        with distrusting(engine):
+        with distrusting(engine, row):
             kind, _, view = content_entry(engine, key, row)
             if kind != NODE:
                 raise Mismatch(row.segment, row.offset)
@@ -203,10 +213,7 @@ class Assembler:
         if length is not None and row.raw_length != length:
             raise Mismatch(row.segment, row.offset)
         self.newest = max(self.newest, row.seq)
-        try:
-            return raw_content(self._engine, key, row)
-        except CorruptionError as error:
-            raise CorruptionError(str(error), segment=row.segment, offset=row.offset) from error
+        return raw_content(self._engine, key, row)
 
     def joined(self, items: Iterable[TreeItem]) -> list[bytes]:
         """What some items stand for, in pieces."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvsage.engine.tree import Piece
 
 PIECE_UNIT_LEAST = 4096
+CUT_MOST = (1 << 30) - (16 << 20)  # what pieces take beside their bytes must fit into a commit
 PACK_MOST = 1 << 20  # the cache must hold the rest of a pack while a value is read
 LITERAL_BYTES_MAX = 256
 SMALL_BYTES = 32  # elements below this on average are cut as bytes are
@@ -117,7 +118,8 @@ def cut(codec: int, data: bytes, sizes: Sizes, layouts: Layouts | None = None) -
         sizes: of the parts.
         layouts: how lists were cut before.
     """
-    if len(data) <= (sizes.whole if codec == MSGPACK else sizes.text_whole):
+    whole = sizes.whole if codec == MSGPACK else sizes.text_whole
+    if not whole < len(data) <= CUT_MOST:
         return None
     cutter = Cutter(data, sizes, layouts)
     parts = cutter.value(0, len(data)) if codec == MSGPACK else cutter.text(0, len(data))

@@ -11,7 +11,7 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from kvsage.engine.assembling import Assembler, content_row, items_of, put_entry
+from kvsage.engine.assembling import Assembler, content_row, items_of, placed, put_entry
 from kvsage.engine.changes import position_at
 from kvsage.engine.content import Mismatch, Missing
 from kvsage.engine.growing import part_of
@@ -72,7 +72,10 @@ class View:
             CorruptionError: its content cannot be decompressed.
         """
         entry = put_entry(self.engine, key, row)
-        return Found(row, entry.flags, self.value(entry.flags, entry.value))
+        try:
+            return Found(row, entry.flags, self.value(entry.flags, entry.value))
+        except CorruptionError as error:
+            raise placed(error, row) from error
 
     def part(self, key: bytes, row: Row, start: int, stop: int | None) -> bytes | None:
         """A slice of a list that is a tree, as MessagePack; None where all of it must be read.
