@@ -107,8 +107,7 @@ class Growth:
         try:
             entry = put_entry(engine, key, row)
             if entry.flags == MSGPACK | IS_TREE:
-                value = inflate_tree(entry.value)
-                longer = self._with_tail(key, value)
+                longer = self._with_tail(key, entry.value)
                 if longer is not None:  # as it is: compressing it would double what an append costs
                     return Grown(entry.flags, row.expires_ms, longer, None, content_keys_in(data))
             return self._grown(Assembler(engine, txn), key, entry)
@@ -161,17 +160,22 @@ class Growth:
     def _with_tail(self, key: bytes, value: bytes) -> bytes | None:
         """The root with the items in its tail; None where they do not all fit there.
 
-        Flat, and without a look at the other items: this is what nearly every append is.
+        Flat, and without a look at the other items: this is what nearly every append is. What is
+        not as it must be there is left to the other way, which looks at all of it.
         """
-        length, items, _ = TREE_HEAD.unpack_from(value)
+        length, items, stored = TREE_HEAD.unpack_from(value)
+        if stored != STORED_RAW:
+            value = inflate_tree(value)
         at = TREE_HEAD.size + TREE_ITEM.size * items
         last_at = at - TREE_ITEM.size
+        if items == 1 or len(value) <= at:
+            return None
         first_key, first_length, _, _ = TREE_ITEM.unpack_from(value, TREE_HEAD.size)
         last_key, tail_length, elements, _ = TREE_ITEM.unpack_from(value, last_at)
-        if not first_key == last_key == LITERAL or items == 1 or not elements:
+        if not first_key == last_key == LITERAL or not elements:
             return None
         kind, header, count = counted(value[at : at + first_length])
-        if kind != ARRAY or header != first_length:
+        if kind != ARRAY or header != first_length or len(value) < at + header + tail_length:
             return None
         added = self._room_in_tail(tail_length)
         self.length = count + len(self._items)
