@@ -105,7 +105,7 @@ def ways(pieces: list[list[bytes]], values: list[bytes]) -> Iterator[Way]:
         yield Way(f"each alone, dictionary of {kib} KiB", measured, dictionary)
     for kib in PACKS_KIB:
         yield Way(f"together up to {kib} KiB", packed(measured, kib))
-    yield Way("together up to 128 KiB, dictionary of 64 KiB", packed(measured, 128), trained[64])
+    yield Way("together up to 256 KiB, dictionary of 64 KiB", packed(measured, 256), trained[64])
     yield Way("each value in one frame", values[half:])
 
 
