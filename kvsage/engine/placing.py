@@ -153,19 +153,22 @@ class Placing:
         self.references.hold(keys)
         return self._deflate(value), keys
 
-    def _encode(self, pieces: Sequence[Piece]) -> tuple[bytes, bytes]:
-        """The items of a node or root, and the content keys in them."""
-        items = [
-            TreeItem(
-                b"" if piece.literal else self._key(piece),
-                piece.length,
-                piece.elements,
-                piece.level,
-                piece.literal,
+    def _encode(self, pieces: Sequence[Piece], value: bytes = b"") -> tuple[bytes, bytes]:
+        """The items of a node or root, and the content keys in them.
+
+        Args:
+            pieces: what they are made of.
+            value: the items, if all content keys are those that the pieces say.
+        """
+        keys = [b"" if piece.literal else self._key(piece) for piece in pieces]
+        if not value or keys != [piece.key for piece in pieces]:
+            value = encode_tree(
+                [
+                    TreeItem(key, piece.length, piece.elements, piece.level, piece.literal)
+                    for key, piece in zip(keys, pieces, strict=True)
+                ]
             )
-            for piece in pieces
-        ]
-        return encode_tree(items), b"".join([item.key for item in items])
+        return value, b"".join(keys)
 
     def _key(self, piece: Piece) -> bytes:
         """The content key of a leaf or node, which is written where it is new."""
@@ -194,7 +197,7 @@ class Placing:
     def _node(self, piece: Piece) -> bytes:
         if piece.pieces is None:  # it was there when it was prepared
             piece.pieces = opened(piece, self._raw, self._sizes)
-        value, children = self._encode(piece.pieces)
+        value, children = self._encode(piece.pieces, piece.value)
         digest = node_key(value)[:HASH_BYTES]
         for number in range(NODE_NUMBER, NUMBER_END):
             key = CONTENT_KEY.pack(digest, number)

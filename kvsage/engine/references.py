@@ -130,7 +130,7 @@ class References:
         falling = [key for key, change in by.items() if change < 0]
         while falling:
             key = falling.pop()
-            row = self.row(key)
+            row = None if by[key] >= 0 else self.row(key)
             if row is None or key in gone or row.references + by[key] > 0:
                 continue
             gone.add(key)

@@ -53,6 +53,8 @@ class Piece:
         place: where a content lies that was found equal: file id, offset and start. None where none
             was, or where nobody looked.
         twin: the same piece as a layout remembers it.
+        value: of a node that may be new, what its entry holds if its pieces have the keys that they
+            say; empty where nobody has put it together.
         count: of a node, how many pieces of the level below it holds.
         is_forced: whether it ends where it does because of what follows.
     """
@@ -70,6 +72,7 @@ class Piece:
         "place",
         "start",
         "twin",
+        "value",
     )
 
     def __init__(  # noqa: PLR0913, PLR0917  # one for each field that callers set
@@ -92,6 +95,7 @@ class Piece:
         self.mark = key[0] if key else xxh3_64_intdigest(literal)
         self.place: tuple[int, int, int] | None = None
         self.twin: Piece | None = None
+        self.value = b""
         self.count = 1 if pieces is None else len(pieces)
         self.is_forced: bool = pieces is not None and pieces[-1].is_forced
 
@@ -148,7 +152,10 @@ def node_key(value: bytes) -> bytes:
 def node_of(pieces: list[Piece], elements: int, level: int, start: int) -> Piece:
     """A node over pieces, with the content key that theirs give it."""
     length = sum([piece.length for piece in pieces])
-    return Piece(node_key(encode_tree(pieces)), length, elements, level, b"", start, pieces)
+    value = encode_tree(pieces)
+    node = Piece(node_key(value), length, elements, level, b"", start, pieces)
+    node.value = value
+    return node
 
 
 def pieces_of(
