@@ -2,7 +2,7 @@
 
 A chat is saved whole after each step, values are saved that never repeat, a conversation is edited
 in the middle, and a long list grows at its end. Every row is printed with its target where it has
-one. Targets that are missed are said plainly and fail nothing. All of it takes about 90 seconds;
+one. Targets that are missed are said plainly and fail nothing. All of it takes under a minute;
 --only picks rows, --quick takes fewer rounds.
 """
 
