@@ -15,6 +15,7 @@ from kvsage.engine.tree import Pack, Tree, opened, pieces_of, topmost
 from kvsage.engine.values import Codec
 from kvsage.errors import CorruptionError, InvalidTTLError, StoreUnavailableError
 from kvsage.index.contents import decode_content_row
+from kvsage.index.env import LmdbError
 from kvsage.index.segments import the_meta
 from kvsage.log.format import (
     BY_USER,
@@ -176,15 +177,17 @@ class Preparer:
 
     def _looked(self, ask: Callable[[Look], Result]) -> Result:
         """What one look at the contents gives; again where another thread's growing ended it."""
-        engine = self._engine
-        for _ in range(LOOKS):
+        engine, left = self._engine, LOOKS
+        while True:
+            txn = engine.index.begin_read()
             try:
-                with engine.index.reading() as txn:
-                    return ask(Look(engine, txn, self.sizes))
-            except StoreUnavailableError:
-                continue
-        with engine.index.reading() as txn:
-            return ask(Look(engine, txn, self.sizes))
+                return ask(Look(engine, txn, self.sizes))
+            except LmdbError as error:
+                failure, left = engine.index.error(error, "reading"), left - 1
+                if not left or not isinstance(failure, StoreUnavailableError):
+                    raise failure from error
+            finally:
+                txn.abort()
 
 
 class Look:
@@ -194,7 +197,6 @@ class Look:
         self._engine = engine
         self._txn = txn
         self._sizes = sizes
-        self._assembler = Assembler(engine, txn)
 
     @property
     def seq(self) -> int:
@@ -257,7 +259,7 @@ class Look:
             if not piece.is_node:
                 there = raw_content(self._engine, piece.key, row)
             elif piece.length <= EXPANDED_BYTES_MAX:
-                there = self._assembler.expanded(piece.key, piece.length)
+                there = Assembler(self._engine, self._txn).expanded(piece.key, piece.length)
             else:
                 return False  # too much to be kept in one piece: look for its children
             # Unlike a slice, nothing is copied; unlike a memoryview, they are compared at once.

@@ -117,8 +117,15 @@ class References:
                 dead[row.segment] = dead.get(row.segment, 0) + row.share
                 if key not in self.new:
                     self._txn.delete(key, db=contents)
-        changed.sort()  # rows that stand side by side change a page together
-        self._txn.cursor(contents).putmulti(changed)
+        self._put(changed)
+
+    def _put(self, rows: list[tuple[bytes, bytes]]) -> None:
+        contents = self._index.contents
+        if len(rows) == 1:  # a cursor would take longer to make than to use
+            self._txn.put(*rows[0], db=contents)
+        elif rows:
+            rows.sort()  # rows that stand side by side change a page together
+            self._txn.cursor(contents).putmulti(rows)
 
     def _fall(self) -> None:
         """Nodes that end let go of what they refer to.
@@ -126,8 +133,9 @@ class References:
         A content that is to lose references and is not there says that the index is damaged; a
         rebuild counts anew.
         """
-        by, gone = self._by, set[bytes]()
+        by = self._by
         falling = [key for key, change in by.items() if change < 0]
+        gone: set[bytes] = set()
         while falling:
             key = falling.pop()
             row = None if by[key] >= 0 else self.row(key)
