@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvsage import LMDBStore
+from tests.support.small import quick_directory
 
 PATIENCE_S = 60
 
@@ -135,6 +136,13 @@ def fork() -> Callable[[Work], tuple[int, list[str]]]:
         return code, said.decode().splitlines()
 
     return run
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where stores lie that need no real disk."""
+    with quick_directory(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

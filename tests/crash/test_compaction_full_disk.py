@@ -16,7 +16,7 @@ from kvsage.engine.pace import UNPACED
 from kvsage.fs import Disk
 from kvsage.fs.posix import translate
 from tests.support.clock import FakeClock
-from tests.support.small import OPTIONS, make_small, nothing_left, quick_directory
+from tests.support.small import OPTIONS, make_small, nothing_left
 from tests.support.small_disk import fill, small_tmpfs
 
 TEXT = b"to be or not to be, that is the question. " * 5
@@ -48,9 +48,8 @@ class FillingDisk(Disk):
 
 
 @pytest.fixture
-def path(tmp_path):
-    with quick_directory(tmp_path) as directory:
-        yield directory / "store"
+def path(directory):
+    return directory / "store"
 
 
 def churn(store, number):

@@ -19,7 +19,7 @@ from kvsage.engine.pace import Pace
 from kvsage.index.segments import JOINING, all_segments
 from tests.crash.test_kill import WHEN, each_step
 from tests.support.clock import FakeClock
-from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left, quick_directory
+from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left
 
 KEYS = 14
 
@@ -30,9 +30,8 @@ def everything_is_small(monkeypatch):
 
 
 @pytest.fixture
-def path(tmp_path):
-    with quick_directory(tmp_path) as directory:
-        yield directory / "store"
+def path(directory):
+    return directory / "store"
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from kvsage.index.segments import get_meta, listed_segments
 from kvsage.log.format import CONTENT_KEY
 from tests.support.clock import FakeClock
 from tests.support.power import PowerCut, PowerDisk, Unhurried, put
-from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left, quick_directory
+from tests.support.small import OPTIONS, TEXTS, make_small, nothing_left
 
 PARTS = 8
 HISTORIES = int(
@@ -50,12 +50,6 @@ def everything_is_small(monkeypatch):
         return real(*arguments, from_checkpoint=from_checkpoint, **named)
 
     monkeypatch.setattr(rebuild, "_build", build)
-
-
-@pytest.fixture
-def directory(tmp_path):
-    with quick_directory(tmp_path) as made:
-        yield made
 
 
 class Interrupting(Pace):

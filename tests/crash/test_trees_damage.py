@@ -16,7 +16,7 @@ from kvsage.log.format import CONTENT, NODE, PACK, PUT, decode_entry, entry_leng
 from tests.crash.test_recovery import batches
 from tests.crash.test_repair import contents, frozen, segments, untrust
 from tests.support.chunks import chunks_of, conversation, edited, is_node
-from tests.support.small import OPTIONS, make_small, quick_directory
+from tests.support.small import OPTIONS, make_small
 
 SMALL = {**OPTIONS, "segment_bytes_max": 9000}
 KINDS = {"leaf": CONTENT, "pack": PACK, "node": NODE, "root": PUT}
@@ -28,9 +28,8 @@ def everything_is_small(monkeypatch):
 
 
 @pytest.fixture
-def path(tmp_path):
-    with quick_directory(tmp_path) as directory:
-        yield directory / "store"
+def path(directory):
+    return directory / "store"
 
 
 class Made(NamedTuple):

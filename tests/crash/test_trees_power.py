@@ -16,7 +16,7 @@ from kvsage.serialization import pack
 from tests.crash.test_compaction_power import FIRST_SEED, History
 from tests.support import tree_work
 from tests.support.chunks import chunks_of
-from tests.support.small import make_small, quick_directory
+from tests.support.small import make_small
 
 PARTS = 4
 HISTORIES = int(
@@ -37,12 +37,6 @@ def everything_is_small(monkeypatch):
         return real(*arguments, from_checkpoint=from_checkpoint, **named)
 
     monkeypatch.setattr(rebuild, "_build", build)
-
-
-@pytest.fixture
-def directory(tmp_path):
-    with quick_directory(tmp_path) as made:
-        yield made
 
 
 class TreeHistory(History):
