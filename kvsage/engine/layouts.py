@@ -3,7 +3,7 @@
 Who saves a list again after a change saves mostly what was there before. What stands at its
 beginning is cut as it was then, since cuts depend on nothing behind them; so the bytes are compared
 with those of the last time, which is quick, and only what follows is looked at again. For a
-conversation of 0.9 MB that grows that is a quarter of the time of a save.
+conversation of 0.6 to 0.9 MB that grows that spares a third of the time of a save.
 
 A content that was found equal then lies at a place that no other one will ever have. So where a
 node still lies there, its bytes need not be compared once more.
